@@ -1,0 +1,524 @@
+"""Reverse mode on a graph: adds the nodes that compute the partial derivatives of ys with respect to xs.
+
+The plan, in order:
+    seed      a cotangent for every y: ones, or the caller's
+    mark      the nodes that lie between: reachable from the xs, and from which a y is reachable
+    sweep     backwards over them, each once all its cotangents are in: aggregate, call the op's rule, hand on
+    collect   the cotangents of the xs; what leads to none of them is dropped again
+
+The contract is that of TensorFlow's tf.gradients with the differences that docs/semantics.md lists. The order
+of the walk is TensorFlow's, because it fixes names and the order of sums.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradserve.autodiff.aggregate import AggregationMethod, Cotangent, aggregate, as_method, deduplicate, densify
+from gradserve.autodiff.unbroadcast import unbroadcast
+from gradserve.autodiff.why_none import Reason, explain
+from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
+from gradserve.graph import dtypes, op, shapes
+from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
+from gradserve.graph.op import NoRule, Op, raw
+
+UNCONNECTED = ("none", "zero")
+
+
+class Gradients(list[Cotangent | None]):
+    """One entry for each x: a Tensor, an IndexedSlices, or None; `reasons[i]` says why entry i is None."""
+
+    def __init__(self, entries: Sequence[Cotangent | None], reasons: Sequence[Reason | None]) -> None:
+        super().__init__(entries)
+        self.reasons = list(reasons)
+
+
+def gradients(
+    ys: Any,
+    xs: Any,
+    grad_ys: Any = None,
+    name: str | None = "gradients",
+    colocate_gradients_with_ops: bool = False,
+    gate_gradients: bool = False,
+    aggregation_method: Any = None,
+    stop_gradients: Any = None,
+    unconnected_gradients: str = "none",
+    *,
+    deduplicate_slices: bool = False,
+) -> Gradients:
+    """Adds to the graph of ys the nodes that compute, for each x, the sum over all ys of dy/dx.
+
+    Args:
+        ys, xs: a Tensor or a list. Python numbers and arrays become constants, hence unconnected.
+            An IndexedSlices is allowed among ys.
+        grad_ys: a seed for each y (Tensor, array, IndexedSlices) or None for ones. Dtype and shape must be y's.
+        name: the scope of the added nodes, made unique; None means "gradients".
+        colocate_gradients_with_ops: each added node gets the `_class` and device of the forward node it serves.
+        gate_gradients: a node's gradients are used only once all of them are there.
+        aggregation_method: an AggregationMethod, its number or its name.
+        stop_gradients: tensors to treat as constants. Only the tensor named stops, not its op's other outputs.
+        unconnected_gradients: "none", or "zero" for zeros of x's shape in place of None.
+        deduplicate_slices: every index of an IndexedSlices once, in rising order.
+
+    Raises:
+        NoGradient (a LookupError): an op between x and y has no gradient; names the op and the path from y.
+        InvalidArgument, InvalidSeed, InvalidShape (ValueErrors), InvalidType (a TypeError).
+        Nothing has been added to the graph when it raises.
+    """
+    if unconnected_gradients not in UNCONNECTED:
+        raise InvalidArgument(
+            f"Unknown value for unconnected_gradients: {unconnected_gradients!r}. Use 'none' or 'zero'.",
+            value=unconnected_gradients,
+        )
+    y_list, x_list, stop_list = (_as_list(value) for value in (ys, xs, stop_gradients))
+    seeds = [None] * len(y_list) if grad_ys is None else _as_list(grad_ys)
+    if len(seeds) != len(y_list):
+        raise InvalidArgument(f"Length mismatch. Passed {len(seeds)} grad_ys for {len(y_list)} ys")
+    graph = _graph_of(y_list, x_list)
+    if graph is None:
+        return Gradients([None] * len(x_list), [None] * len(x_list))
+    with graph.transaction() as start, graph.as_default():
+        request = _Request(
+            graph,
+            colocate_gradients_with_ops,
+            gate_gradients,
+            as_method(aggregation_method),
+            [_tensor(graph, value, "ys", k) for k, value in enumerate(y_list)],
+            [_tensor(graph, value, "xs", k) for k, value in enumerate(x_list)],
+            frozenset(_tensor(graph, value, "stop_gradients", k) for k, value in enumerate(stop_list)),
+        )
+        with graph.name_scope("gradients" if name is None else name) as scope:
+            graph.reserve_name(f"{scope}uid")
+            found = _Sweep(request).run(seeds, y_list)
+            if deduplicate_slices:
+                found = [deduplicate(dx) if isinstance(dx, IndexedSlices) else dx for dx in found]
+        reasons = [None if dx is not None else explain(request.ys, x, request.stops) for dx, x in zip(found, request.xs, strict=True)]
+        if unconnected_gradients == "zero":
+            found = [_zeros(x) if dx is None else dx for dx, x in zip(found, request.xs, strict=True)]
+        graph.keep(start, _live(start, found, request))
+    return Gradients(found, reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The arguments of one call, checked and converted."""
+
+    graph: Graph
+    colocate: bool
+    gate: bool
+    method: AggregationMethod
+    ys: list[Tensor]
+    xs: list[Tensor]
+    stops: frozenset[Tensor]
+
+
+class _Sweep:
+    """The walk of one call.
+
+    Invariant: `cotangents[t]` holds every term that a processed consumer has sent to tensor t, in the order in
+    which they were sent; a node is processed when `pending` of it has reached 0.
+    """
+
+    def __init__(self, request: _Request) -> None:
+        self.request = request
+        self.graph = request.graph
+        self.cotangents: dict[Tensor, list[Cotangent]] = {}
+        self.reached = _forward(request.xs)
+        self.pending = _pending(request.ys, self.reached)
+        self.boundary = _boundary(request.xs, self.pending)
+        self.totals: dict[Tensor, Cotangent | None] = {}
+        self.came_from: dict[Node, Tensor] = {}
+
+    def run(self, seeds: Sequence[Any], given_ys: Sequence[Any]) -> list[Cotangent | None]:
+        """Seeds, sweeps and collects."""
+        for k, (y, seed, given) in enumerate(zip(self.request.ys, seeds, given_ys, strict=True)):
+            self._seed(k, y, seed, given)
+        queue: deque[Node] = deque()
+        queued: set[Node] = set()
+        for y in self.request.ys:
+            if y.node in self.pending and not self.pending[y.node] and y.node not in queued:
+                queued.add(y.node)
+                queue.append(y.node)
+        while queue:
+            node = queue.popleft()
+            self._process(node)
+            for tensor in node.inputs:
+                source = tensor.node
+                if source in self.pending:
+                    self.pending[source] -= 1
+                    if not self.pending[source]:
+                        queue.append(source)
+        return [self._total(x) for x in self.request.xs]
+
+    # Seeds
+
+    def _seed(self, k: int, y: Tensor, seed: Any, given: Any) -> None:
+        if y.node not in self.reached:
+            _check_seed(k, y, seed)
+            return
+        with self._beside(y.node):
+            if isinstance(given, IndexedSlices):
+                cotangent = _slices_seed(k, given, seed)
+            elif seed is None:
+                cotangent = _ones(k, y)
+            elif isinstance(seed, IndexedSlices):
+                _check_seed(k, y, seed)
+                cotangent = IndexedSlices(
+                    *(
+                        raw.Identity(part, name=f"grad_ys_{k}_{kind}")
+                        for part, kind in zip(
+                            (seed.values, seed.indices, seed.dense_shape), ("values", "indices", "shape"), strict=True
+                        )
+                    )
+                )
+            else:
+                cotangent = raw.Identity(_check_seed(k, y, seed), name=f"grad_ys_{k}")
+        self.cotangents.setdefault(y, []).append(cotangent)
+
+    # The walk
+
+    def _beside(self, node: Node) -> Any:
+        return self.graph.colocate_with(node) if self.request.colocate else ExitStack()
+
+    def _total(self, tensor: Tensor) -> Cotangent | None:
+        """The aggregated cotangent of a tensor, made once."""
+        if tensor not in self.totals:
+            terms = self.cotangents.pop(tensor, None)
+            self.totals[tensor] = (
+                aggregate(self.graph, tensor.node, terms, self.request.method) if terms else None
+            )
+        return self.totals[tensor]
+
+    def _process(self, node: Node) -> None:
+        outputs = node.outputs
+        with self._beside(node):
+            totals = [self._total(tensor) for tensor in outputs]
+            flowing = [
+                None if tensor in self.request.stops else total for tensor, total in zip(outputs, totals, strict=True)
+            ]
+            if node in self.boundary or all(total is None for total in flowing):
+                return
+            definition, rule = self._rule(node)
+            if isinstance(rule, NoRule):
+                if rule.kind == "none":
+                    return
+                raise self._no_gradient(node, rule.why)
+            sources = [tensor for tensor in node.inputs if tensor.node in self.pending]
+            if not any(tensor.dtype.is_trainable for tensor in sources):
+                return
+            complete = [
+                raw.ZerosLike(tensor) if total is None and tensor.dtype.is_trainable else total
+                for tensor, total in zip(outputs, flowing, strict=True)
+            ]
+            scope = node.name
+            with self.graph.name_scope(f"{scope}_grad"):
+                results = self._apply_rule(node, definition, rule, complete)
+                if self.request.gate:
+                    results = _gate(self.graph, results)
+        for tensor, result in zip(node.inputs, results, strict=True):
+            if result is not None and tensor.node in self.pending:
+                self.cotangents.setdefault(tensor, []).append(result)
+                self.came_from.setdefault(tensor.node, outputs[0])
+
+    def _rule(self, node: Node) -> tuple[Op, op.BoundRule | NoRule]:
+        override = node.attrs.get("_gradient_op_type")
+        if override is not None:
+            definition = op.find(override)
+            if definition is None:
+                raise self._no_gradient(node, f"its _gradient_op_type names {override!r}, which is not known here")
+        else:
+            definition = node.op
+        if definition is None:
+            raise self._no_gradient(node, op.MISSING.why)
+        return definition, definition.gradient
+
+    def _no_gradient(self, node: Node, why: str) -> NoGradient:
+        path = [node.name]
+        seen = {node}
+        step: Node | None = node
+        while step is not None and step in self.came_from:
+            step = self.came_from[step].node
+            if step in seen:
+                break
+            seen.add(step)
+            path.append(step.name)
+        route = " <- ".join(reversed(path))
+        return NoGradient(
+            f"No gradient defined for operation {node.name!r} (op type: {node.type}): {why}. Path from y: {route}.",
+            node=node.name, op=node.type, path=route,
+        )  # fmt: skip
+
+    def _apply_rule(
+        self, node: Node, definition: Op, rule: op.BoundRule, cotangents: Sequence[Cotangent | None]
+    ) -> list[Cotangent | None]:
+        if not definition.takes_slices:
+            cotangents = [densify(term) if isinstance(term, IndexedSlices) else term for term in cotangents]
+        conjugate = definition.holomorphic and any(tensor.dtype.is_complex for tensor in node.outputs)
+        if conjugate:
+            cotangents = [_conj(term) for term in cotangents]
+        signature = definition.signature
+        returned = rule(
+            node,
+            node.attrs,
+            *group(signature.outputs, node.attrs, cotangents),
+            *group(signature.outputs, node.attrs, node.outputs),
+            *node.arguments(),
+        )
+        results = _flatten(returned)
+        if len(results) != len(node.inputs):
+            raise InvalidArgument(
+                f"Num gradients {len(results)} generated for op {node.name} do not match num inputs {len(node.inputs)}",
+                node=node.name,
+            )
+        if conjugate:
+            results = [_conj(term) for term in results]
+        if definition.broadcasts:
+            results = [
+                unbroadcast(term, tensor) if isinstance(term, Tensor) else term
+                for term, tensor in zip(results, node.inputs, strict=True)
+            ]
+        for slot, (term, tensor) in enumerate(zip(results, node.inputs, strict=True)):
+            _merge_shape(node, slot, term, tensor)
+        return results
+
+
+def _forward(xs: Sequence[Tensor]) -> set[Node]:
+    """The nodes that the xs reach through tensors of trainable dtypes, the xs' own nodes among them."""
+    reached = {x.node for x in xs}
+    queue = deque(reached)
+    while queue:
+        node = queue.popleft()
+        for tensor in node.outputs:
+            if tensor.dtype.is_trainable:
+                for consumer, _ in tensor.consumers:
+                    if consumer not in reached:
+                        reached.add(consumer)
+                        queue.append(consumer)
+    return reached
+
+
+def _pending(ys: Sequence[Tensor], reached: set[Node]) -> dict[Node, int]:
+    """For each node between xs and ys, the number of edges into nodes between that read it."""
+    between: dict[Node, int] = {}
+    queue: deque[Node] = deque()
+    for y in ys:
+        if y.node in reached and y.node not in between:
+            between[y.node] = 0
+            queue.append(y.node)
+    while queue:
+        node = queue.popleft()
+        for tensor in node.inputs:
+            source = tensor.node
+            if source in reached and source not in between:
+                between[source] = 0
+                queue.append(source)
+    for node in between:
+        for tensor in node.inputs:
+            if tensor.node in between:
+                between[tensor.node] += 1
+    return between
+
+
+def _boundary(xs: Sequence[Tensor], pending: dict[Node, int]) -> set[Node]:
+    """The xs' nodes that no other x lies before: their own rules are not needed."""
+    return {x.node for x in xs if not any(pending.get(tensor.node, 0) > 0 for tensor in x.node.inputs)}
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _graph_of(ys: Sequence[Any], xs: Sequence[Any]) -> Graph | None:
+    for value in (*ys, *xs):
+        if isinstance(value, Tensor):
+            return value.graph
+        if isinstance(value, IndexedSlices) and isinstance(value.values, Tensor):
+            return value.values.graph
+    return None
+
+
+def _tensor(graph: Graph, value: Any, what: str, position: int) -> Tensor:
+    if isinstance(value, IndexedSlices) and what == "ys":
+        value = value.values
+    if isinstance(value, Tensor):
+        if value.graph is not graph:
+            raise InvalidArgument(f"{what}[{position}] ({value.name}) must be from the same graph as ys.")
+        return value
+    if value is None or isinstance(value, (Node, IndexedSlices, dict)):
+        kind = type(value).__name__
+        raise InvalidType(f"{what}[{position}] must be a tensor, not {kind}.", position=position, type=kind)
+    if isinstance(value, (list, tuple)) and any(isinstance(entry, Tensor) for entry in value):
+        return raw.Pack(list(value))
+    return graph.constant(value)
+
+
+def _check_seed(k: int, y: Tensor, seed: Any) -> Any:
+    """The explicit seed as a Tensor of y's dtype and shape; None where the default seed is meant."""
+    if seed is None:
+        return None
+    parts = seed.values if isinstance(seed, IndexedSlices) else seed
+    if isinstance(parts, Node):
+        raise InvalidType(f"grad_ys[{k}] must be a tensor, not Node.", position=k, type="Node")
+    tensor: Any = parts
+    if not y.dtype.is_numeric and y.dtype.kind not in "vr":
+        raise InvalidType(f"ys[{k}] ({y.name}) is {y.dtype}: it must be numeric to take a seed.", tensor=y.name)
+    if not isinstance(tensor, Tensor):
+        array = to_array(tensor, None if isinstance(tensor, np.ndarray) else _seed_dtype(y, tensor))
+        tensor = y.graph.constant(array, dtypes.as_dtype(array.dtype))
+    if tensor.dtype.base is not y.dtype.base:
+        raise InvalidSeed(
+            f"grad_ys[{k}] is {tensor.dtype.base}, but ys[{k}] ({y.name}) is {y.dtype.base}: they must be the same.",
+            position=k, tensor=y.name,
+        )  # fmt: skip
+    if isinstance(seed, IndexedSlices):
+        return seed
+    if not shapes.compatible(tensor.shape, y.shape):
+        raise InvalidSeed(
+            f"grad_ys[{k}] has shape {tensor.shape}, but ys[{k}] ({y.name}) has {y.shape}: they must be the same.",
+            position=k, tensor=y.name,
+        )  # fmt: skip
+    return tensor
+
+
+def _seed_dtype(y: Tensor, value: Any) -> Any:
+    """Python numbers and lists take y's dtype where they fit it without loss of kind."""
+    kind = np.asarray(value).dtype.kind
+    return None if (kind == "c" and not y.dtype.is_complex) or (kind == "f" and y.dtype.is_integer) else y.dtype
+
+
+def _ones(k: int, y: Tensor) -> Tensor:
+    if y.dtype.is_complex:
+        raise InvalidType(
+            f"Gradients of complex tensors ({y.name}) must set grad_ys (y.dtype = {y.dtype})", tensor=y.name
+        )
+    if not y.dtype.is_numeric and y.dtype.kind != "b":
+        raise InvalidType(f"ys[{k}] ({y.name}) is {y.dtype}, which has no default gradient.", tensor=y.name)
+    shape = _shape_of(y)
+    one = y.graph.constant(np.ones((), y.dtype.numpy), y.dtype.base, name=f"grad_ys_{k}/Const")
+    return raw.Fill(shape, one, name=f"grad_ys_{k}")
+
+
+def _slices_seed(k: int, y: IndexedSlices, seed: Any) -> Tensor:
+    """The seed of an IndexedSlices y, as a cotangent of its values."""
+    if seed is None:
+        return _ones(k, y.values)
+    if isinstance(seed, IndexedSlices):
+        seed = densify(seed)
+    elif not isinstance(seed, Tensor):
+        seed = y.values.graph.constant(to_array(seed, y.values.dtype), y.values.dtype)
+    if seed.dtype is not y.values.dtype:
+        raise InvalidSeed(f"grad_ys[{k}] is {seed.dtype}, but ys[{k}] is {y.values.dtype}.", position=k)
+    return raw.GatherV2(raw.Identity(seed, name=f"grad_ys_{k}"), y.indices, 0)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    if shapes.is_static(tensor.shape):
+        return tensor.graph.constant(np.array(tensor.shape, np.int32), dtypes.int32, name="Shape")
+    return raw.Shape(tensor)
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """Zeros of x's shape and dtype; for a resource variable those of its value."""
+    if x.dtype.kind != "r":
+        return raw.ZerosLike(x, name="zeros_like")
+    dtype, shape = resource_value(x)
+    if not shapes.is_static(shape):
+        return raw.ZerosLike(raw.ReadVariableOp(x, dtype=dtype), name="zeros_like")
+    zero = np.zeros((), dtype.numpy)
+    return raw.Fill(np.array(shape, np.int32), x.graph.constant(zero, dtype), name="zeros_like")
+
+
+def resource_value(handle: Tensor) -> tuple[dtypes.DType, shapes.Shape]:
+    """Dtype and shape of the variable behind a resource tensor. Raises InvalidType where the graph does not say."""
+    node = handle.node
+    while node.type in ("Identity", "Enter", "Switch") and node.inputs:
+        node = node.inputs[0].node
+    if node.type == "VarHandleOp":
+        return node.attrs["dtype"], node.attrs["shape"]
+    if node.attrs.get("_handle_dtypes"):
+        return node.attrs["_handle_dtypes"][0], node.attrs["_handle_shapes"][0]
+    for consumer, _ in handle.consumers:
+        if consumer.type == "ReadVariableOp":
+            return consumer.attrs["dtype"], consumer.outputs[0].shape
+    raise InvalidType(f"Nothing in the graph says what the resource {handle.name} holds.", tensor=handle.name)
+
+
+def _conj(term: Any) -> Any:
+    return raw.Conj(term) if isinstance(term, Tensor) and term.dtype.is_complex else term
+
+
+def _flatten(returned: Any) -> list[Cotangent | None]:
+    """A rule's return as a flat list: one value stands alone, lists belong to list inputs."""
+    if not isinstance(returned, (list, tuple)):
+        return [returned]
+    flat: list[Any] = []
+    for entry in returned:  # pyright: ignore[reportUnknownVariableType]
+        flat.extend(entry) if isinstance(entry, (list, tuple)) else flat.append(entry)  # pyright: ignore[reportUnknownArgumentType]
+    return flat
+
+
+def _merge_shape(node: Node, slot: int, term: Cotangent | None, tensor: Tensor) -> None:
+    """Gives a dense cotangent what is known of its input's shape. Raises InvalidShape when they contradict."""
+    if not isinstance(term, Tensor) or tensor.dtype.kind in "rv" or term.shape == tensor.shape:
+        return
+    try:
+        term.shape = shapes.merge(term.shape, tensor.shape)
+    except InvalidShape:
+        raise InvalidShape(
+            "Incompatible shapes between op input and calculated input gradient. "
+            f"Forward operation: {node.name}. Input index: {slot}. Original input shape: {tensor.shape}. "
+            f"Calculated input gradient shape: {term.shape}",
+            node=node.name, op=node.type, slot=slot,
+        ) from None  # fmt: skip
+
+
+def _gate(graph: Graph, results: list[Cotangent | None]) -> list[Cotangent | None]:
+    """Ties the gradients of one op together: none is used before all are there."""
+    if sum(term is not None for term in results) < 2:
+        return results
+    nodes = sorted(
+        {part.node for term in results if term is not None for part in _parts(term)}, key=lambda node: node.id
+    )
+    with graph.name_scope("tuple"):
+        with graph.colocate_with(None), graph.device(None), graph.control_dependencies(nodes):
+            done = raw.NoOp.run(name="group_deps")
+
+        def gated(tensor: Tensor) -> Tensor:
+            with graph.colocate_with(tensor), graph.control_dependencies([done]):
+                return raw.Identity(tensor, name="control_dependency")
+
+        return [
+            gated(term) if isinstance(term, Tensor)
+            else None if term is None
+            else IndexedSlices(gated(term.values), gated(term.indices), term.dense_shape)
+            for term in results
+        ]  # fmt: skip
+
+
+def _parts(term: Cotangent) -> Iterator[Tensor]:
+    if isinstance(term, Tensor):
+        yield term
+    else:
+        yield from (term.values, term.indices, term.dense_shape)
+
+
+def _live(start: int, found: Sequence[Cotangent | None], request: _Request) -> frozenset[Node]:
+    """Of the nodes added since rank `start`, those that a result needs."""
+    results = [part for term in found if term is not None for part in _parts(term)]
+    stack = [tensor.node for tensor in (*results, *request.ys, *request.xs)]
+    live: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node.id >= start and node not in live:
+            live.add(node)
+            stack.extend(tensor.node for tensor in node.inputs)
+            stack.extend(node.control_inputs)
+    return frozenset(live)

@@ -1,0 +1,1 @@
+"""The language: graphs, ops, dtypes, shapes, and their form on the wire."""

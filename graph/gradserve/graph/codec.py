@@ -1,0 +1,365 @@
+"""Arrays, attrs and graphs to the wire and back.
+
+A tensor over a few elements travels as raw little-endian row-major bytes. An imported node is given back
+byte for byte: it keeps the message that it came from, unknown fields included.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from gradserve.errors import InvalidGraph
+from gradserve.graph import dtypes, op
+from gradserve.graph.dtypes import DType
+from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
+from gradserve.graph.shapes import Shape, num_elements
+from gradserve.graph.signature import REQUIRED
+from gradserve.v1 import graph_pb2, tensor_pb2
+
+# Arrays
+
+_FIELD = {
+    "float32": "float_val", "float64": "double_val", "int32": "int_val", "int16": "int_val", "int8": "int_val",
+    "uint8": "int_val", "uint16": "int_val", "qint8": "int_val", "quint8": "int_val", "qint32": "int_val",
+    "qint16": "int_val", "quint16": "int_val", "int4": "int_val", "uint4": "int_val", "int64": "int64_val",
+    "bool": "bool_val", "uint32": "uint32_val", "uint64": "uint64_val", "string": "string_val",
+    "complex64": "scomplex_val", "complex128": "dcomplex_val", "float16": "half_val", "bfloat16": "half_val",
+}  # fmt: skip
+
+
+def array_to_message(array: np.ndarray[Any, Any], dtype: DType | None = None) -> tensor_pb2.TensorProto:
+    """The message of an array; strings as string_val, everything else as tensor_content."""
+    dtype = dtype or dtypes.as_dtype(array.dtype)
+    message = tensor_pb2.TensorProto(dtype=dtype.base.number)  # pyright: ignore[reportArgumentType]
+    message.tensor_shape.SetInParent()
+    for size in array.shape:
+        message.tensor_shape.dim.add(size=size)
+    if dtype.kind == "s":
+        message.string_val.extend(array.ravel().tolist())
+    else:
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False) if array.dtype.byteorder == ">" else array
+        message.tensor_content = little.tobytes()
+    return message
+
+
+def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray[Any, Any]:
+    """The array of a message, read-only where it shares the message's bytes. Raises InvalidGraph."""
+    dtype = dtypes.from_number(message.dtype)
+    shape = tuple(dim.size for dim in message.tensor_shape.dim)
+    count = num_elements(shape) or 0
+    if message.tensor_content:
+        if len(message.tensor_content) != count * dtype.numpy.itemsize or dtype.size == 0:
+            raise InvalidGraph(
+                f"A tensor of {dtype} {shape} needs {count * dtype.size} bytes and has {len(message.tensor_content)}."
+            )
+        return np.frombuffer(message.tensor_content, dtype.numpy.newbyteorder("<")).reshape(shape)
+    return _typed_values(message, dtype, count).reshape(shape)
+
+
+def _typed_values(message: tensor_pb2.TensorProto, dtype: DType, count: int) -> np.ndarray[Any, Any]:
+    """Values of the typed fields; the last one stands for all that follow."""
+    if dtype.name not in _FIELD:
+        if count == 0:
+            return np.empty(0, dtype.numpy)
+        raise InvalidGraph(f"A constant of type {dtype} can't be read.", dtype=dtype)
+    values = list(getattr(message, _FIELD[dtype.name]))
+    if dtype.kind == "s":
+        flat = np.empty(count, object)
+        flat[:] = values[:count] + [values[-1] if values else b""] * (count - len(values))
+        return flat
+    if dtype.name in ("float16", "bfloat16"):
+        array = np.array(values, np.uint16).view(np.float16 if dtype.name == "float16" else ml_dtypes.bfloat16)
+    elif dtype.is_complex:
+        array = np.array(values, dtype.real.numpy).view(dtype.numpy)
+    else:
+        array = np.array(values).astype(dtype.numpy) if values else np.empty(0, dtype.numpy)
+    if len(array) >= count:
+        return array[:count]
+    fill = array[-1:] if len(array) else np.zeros(1, dtype.numpy)
+    return np.concatenate([array, np.repeat(fill, count - len(array))])
+
+
+def shape_to_message(shape: Shape) -> tensor_pb2.TensorShapeProto:
+    """The message of a shape; -1 for an unknown dimension."""
+    if shape is None:
+        return tensor_pb2.TensorShapeProto(unknown_rank=True)
+    dims = [tensor_pb2.TensorShapeProto.Dim(size=-1 if size is None else size) for size in shape]
+    return tensor_pb2.TensorShapeProto(dim=dims)
+
+
+def shape_from_message(message: tensor_pb2.TensorShapeProto) -> Shape:
+    """The shape of a message."""
+    if message.unknown_rank:
+        return None
+    return tuple(None if dim.size < 0 else dim.size for dim in message.dim)
+
+
+# Attrs
+
+_LISTS = {"list(int)": "i", "list(float)": "f", "list(bool)": "b", "list(type)": "type", "list(string)": "s",
+          "list(shape)": "shape", "list(tensor)": "tensor", "list(func)": "func"}  # fmt: skip
+
+
+def attr_from_message(value: graph_pb2.AttrValue) -> Any:
+    """The Python value of an attr (see Graph for the types)."""
+    match value.WhichOneof("value"):
+        case "i":
+            return value.i
+        case "type":
+            return dtypes.from_number(value.type)
+        case "s":
+            return value.s.decode("utf-8", "surrogateescape")
+        case "b":
+            return value.b
+        case "f":
+            return value.f
+        case "shape":
+            return shape_from_message(value.shape)
+        case "tensor":
+            return array_from_message(value.tensor)
+        case "func":
+            return _function_from_message(value.func)
+        case "list":
+            return _list_from_message(value.list)
+        case "placeholder":
+            return value.placeholder
+        case _:
+            return None
+
+
+def _function_from_message(message: graph_pb2.NameAttrList) -> FunctionName:
+    return FunctionName(message.name, {key: attr_from_message(message.attr[key]) for key in message.attr})
+
+
+def _list_from_message(message: graph_pb2.AttrValue.ListValue) -> list[Any]:
+    for field, read in (
+        ("i", int), ("type", dtypes.from_number), ("s", lambda s: s.decode("utf-8", "surrogateescape")), ("f", float),
+        ("b", bool), ("shape", shape_from_message), ("tensor", array_from_message), ("func", _function_from_message),
+    ):  # fmt: skip
+        entries = getattr(message, field)
+        if entries:
+            return [read(entry) for entry in entries]
+    return []
+
+
+def attr_to_message(kind: str, value: Any) -> graph_pb2.AttrValue:
+    """The message of an attr of a kind (as in a signature)."""
+    message = graph_pb2.AttrValue()
+    if kind.startswith("list("):
+        entries = getattr(message.list, _LISTS[kind])
+        message.list.SetInParent()
+        entries.extend(_scalar_to_message(kind[5:-1], entry) for entry in value)
+        return message
+    field = {"int": "i", "float": "f", "bool": "b", "string": "s"}.get(kind, kind)
+    converted = _scalar_to_message(kind, value)
+    if kind in ("shape", "tensor", "func"):
+        getattr(message, field).CopyFrom(converted)
+    else:
+        setattr(message, field, converted)
+    return message
+
+
+def _scalar_to_message(kind: str, value: Any) -> Any:
+    match kind:
+        case "type":
+            return value.number
+        case "string":
+            return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+        case "shape":
+            return shape_to_message(value)
+        case "tensor":
+            return array_to_message(value)
+        case "func":
+            attrs = {key: attr_to_message(kind_of(entry), entry) for key, entry in value.attrs.items()}
+            return graph_pb2.NameAttrList(name=value.name, attr=attrs)
+        case "int":
+            return int(value)
+        case _:
+            return value
+
+
+def kind_of(value: Any) -> str:
+    """The kind of an attr that no signature describes."""
+    if isinstance(value, list):
+        return f"list({kind_of(value[0]) if value else 'int'})"  # pyright: ignore[reportUnknownArgumentType]
+    for kind, types in (
+        ("bool", bool), ("int", int), ("float", float), ("string", (str, bytes)), ("type", DType),
+        ("tensor", np.ndarray), ("func", FunctionName), ("shape", (tuple, type(None))),
+    ):  # fmt: skip
+        if isinstance(value, types):
+            return kind
+    raise InvalidGraph(f"An attr can't hold {type(value).__name__}.")
+
+
+# Graphs
+
+
+def graph_to_message(graph: Graph) -> graph_pb2.GraphDef:
+    """The GraphDef of a graph: the imported part as it came, then the nodes added since."""
+    message = graph_pb2.GraphDef()
+    if graph.source is not None:
+        message.CopyFrom(graph.source)
+    else:
+        message.versions.producer = 1882
+    message.node.extend(node_to_message(node) for node in graph.nodes if node.source is None)
+    return message
+
+
+def node_to_message(node: Node) -> graph_pb2.NodeDef:
+    """The NodeDef of a node."""
+    if node.source is not None:
+        return node.source
+    message = graph_pb2.NodeDef(name=node.name, op=node.type, device=node.device)
+    message.input.extend(
+        tensor.node.name if tensor.index == 0 else tensor.name for tensor in node.inputs
+    )
+    message.input.extend(f"^{control.name}" for control in node.control_inputs)
+    specs = node.op.signature.attrs if node.op is not None else {}
+    for key, value in node.attrs.items():
+        if key == "value" and node.type == "Const":
+            message.attr[key].tensor.CopyFrom(array_to_message(value, node.attrs["dtype"]))
+            continue
+        kind = specs[key].kind if key in specs else "list(string)" if key == "_class" else kind_of(value)
+        message.attr[key].CopyFrom(attr_to_message(kind, value))
+    return message
+
+
+def graph_from_message(message: graph_pb2.GraphDef) -> Graph:
+    """A graph of a GraphDef, nodes in topological order.
+
+    Raises:
+        InvalidGraph: duplicate names, an input that does not exist, a cycle outside of a TF1 loop, an attr of the
+            wrong kind, wrong arity or dtype. The message names the node.
+    """
+    graph = Graph()
+    graph.source = message
+    sources: dict[str, graph_pb2.NodeDef] = {}
+    for source in message.node:
+        if source.name in sources:
+            raise InvalidGraph(f"Two nodes are called {source.name!r}: rename one.", node=source.name)
+        sources[source.name] = source
+    for source in _in_order(sources):
+        graph.append(_node_from_message(graph, source, sources))
+        graph.reserve_name(source.name)
+    _close_loops(graph, sources)
+    return graph
+
+
+def input_name(text: str) -> tuple[str, int]:
+    """Node name and output index of a data input; index -1 for a control input."""
+    if text.startswith("^"):
+        return text[1:], -1
+    name, colon, index = text.rpartition(":")
+    return (name, int(index)) if colon and index.isdigit() else (text, 0)
+
+
+def _is_back_edge(reader: graph_pb2.NodeDef, source: graph_pb2.NodeDef) -> bool:
+    return reader.op in ("Merge", "RefMerge") and source.op in ("NextIteration", "RefNextIteration")
+
+
+def _in_order(sources: Mapping[str, graph_pb2.NodeDef]) -> list[graph_pb2.NodeDef]:
+    """The nodes so that each follows its inputs, in message order where that is free."""
+    waiting: dict[str, int] = {}
+    readers: dict[str, list[str]] = {}
+    for name, source in sources.items():
+        waiting[name] = 0
+        for text in source.input:
+            other = input_name(text)[0]
+            if other not in sources:
+                raise InvalidGraph(
+                    f"{name} ({source.op}) reads {text!r}, but there is no node {other!r}.",
+                    node=name, op=source.op, tensor=text,
+                )  # fmt: skip
+            if not _is_back_edge(source, sources[other]):
+                waiting[name] += 1
+                readers.setdefault(other, []).append(name)
+    queue = deque(name for name, count in waiting.items() if not count)
+    order: list[graph_pb2.NodeDef] = []
+    while queue:
+        name = queue.popleft()
+        order.append(sources[name])
+        for reader in readers.get(name, ()):
+            waiting[reader] -= 1
+            if not waiting[reader]:
+                queue.append(reader)
+    if len(order) < len(sources):
+        stuck = sorted(name for name, count in waiting.items() if count)
+        raise InvalidGraph(
+            f"The graph has a cycle outside of a loop through {', '.join(stuck[:5])}.", node=stuck[0], nodes=len(stuck)
+        )
+    return order
+
+
+def _node_from_message(graph: Graph, source: graph_pb2.NodeDef, sources: Mapping[str, graph_pb2.NodeDef]) -> Node:
+    definition = op.find(source.op)
+    inputs: list[Tensor] = []
+    controls: list[Node] = []
+    for text in source.input:
+        name, index = input_name(text)
+        if index < 0:
+            controls.append(graph.node(name))
+        elif not _is_back_edge(source, sources[name]):
+            inputs.append(graph.node(name).output(index))
+    attrs = _attrs_from_message(source, definition)
+    if definition is not None and len(inputs) < len(source.input) - len(controls):
+        attrs["N"] = len(inputs)  # a Merge whose back edge is not there yet: _close_loops adds it
+    return Node(
+        graph, source.name, source.op, definition, tuple(inputs), attrs, tuple(controls), source.device, source
+    )
+
+
+def _attrs_from_message(source: graph_pb2.NodeDef, definition: op.Op | None) -> dict[str, Any]:
+    try:
+        attrs = {key: attr_from_message(value) for key, value in source.attr.items()}
+    except (InvalidGraph, TypeError) as error:
+        raise InvalidGraph(f"{source.name} ({source.op}): an attr can't be read: {error}", node=source.name) from None
+    if definition is None:
+        return attrs
+    for key, spec in definition.signature.attrs.items():
+        if key not in source.attr:
+            if spec.default is REQUIRED:
+                raise InvalidGraph(
+                    f"{source.name} ({source.op}) lacks the attr {key!r}.", node=source.name, op=source.op, attr=key
+                )
+            attrs[key] = spec.default
+            continue
+        held = source.attr[key].WhichOneof("value")
+        wanted = "list" if spec.kind.startswith("list(") else _LISTS[f"list({spec.kind})"]
+        if held not in (wanted, "placeholder"):
+            raise InvalidGraph(
+                f"{source.name} ({source.op}): the attr {key!r} must be of kind {spec.kind}, not {held}.",
+                node=source.name, op=source.op, attr=key,
+            )  # fmt: skip
+    return attrs
+
+
+def _close_loops(graph: Graph, sources: Mapping[str, graph_pb2.NodeDef]) -> None:
+    """Adds the back edges of TF1 loops, now that both ends exist."""
+    for name, source in sources.items():
+        if source.op not in ("Merge", "RefMerge"):
+            continue
+        node = graph.node(name)
+        names = [input_name(text) for text in source.input]
+        inputs = [graph.node(other).output(index) for other, index in names if index >= 0]
+        if len(inputs) == len(node.inputs):
+            continue
+        graph.close_loop(node, inputs)
+
+
+def read_graph(data: bytes) -> graph_pb2.GraphDef:
+    """The GraphDef of serialised bytes. Raises InvalidGraph where they are none."""
+    try:
+        return graph_pb2.GraphDef.FromString(data)
+    except DecodeError as error:
+        raise InvalidGraph(f"These bytes are no GraphDef: {error}.") from None
+
+
+def names(tensors: Sequence[Tensor]) -> list[str]:
+    """The wire names of tensors."""
+    return [tensor.name for tensor in tensors]

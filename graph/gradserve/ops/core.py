@@ -1,0 +1,26 @@
+"""The ops that graphs are held together with: constants, placeholders, identities, and doing nothing."""
+
+from __future__ import annotations
+
+from gradserve.graph.op import NOT_DIFFERENTIABLE, call, define, same_shape
+
+define(
+    "Const(; value: tensor, dtype: type) -> (output: dtype)",
+    shape=lambda *, value: value.shape,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=lambda xp, *, value: value,
+)
+define(
+    "Placeholder(; dtype: type, shape: shape = unknown) -> (output: dtype)",
+    shape=lambda *, shape: shape,
+    gradient=NOT_DIFFERENTIABLE,
+)
+define("NoOp() -> ()", gradient=NOT_DIFFERENTIABLE, kernel=lambda xp: (), stateful=True)
+define(
+    "Identity(input: T; T: type) -> (output: T)",
+    shape=same_shape,
+    gradient=lambda dy, y, x: dy,
+    kernel=lambda xp, x: x,
+    takes_slices=True,
+    examples=lambda draw: [call(draw.normal(*draw.shape()))],
+)

@@ -1,0 +1,1 @@
+"""Worker processes: they hold segments and run them."""

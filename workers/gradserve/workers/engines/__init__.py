@@ -1,0 +1,1 @@
+"""Engines: each compiles a segment into a callable."""
