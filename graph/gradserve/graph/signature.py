@@ -32,7 +32,7 @@ TYPE_SETS: dict[str, frozenset[DType] | None] = {
     "number": frozenset(_FLOAT + _COMPLEX + _INTEGER + _QUANTISED),
     "real": frozenset(_FLOAT + _INTEGER),
     "inexact": frozenset(_FLOAT + _COMPLEX),
-    "float": frozenset(_FLOAT),
+    "floating": frozenset(_FLOAT),
     "complex": frozenset(_COMPLEX),
     "integer": frozenset(_INTEGER),
     "index": frozenset((dtypes.int32, dtypes.int64)),
@@ -128,11 +128,9 @@ def _attr(text: str) -> Attr:
     name, _, kind = (part.strip() for part in head.partition(":"))
     inner = kind[5:-1].strip() if kind.startswith("list(") else kind
     allowed: frozenset[DType] | None = None
-    if inner not in ("int", "real_number", "bool", "string", "shape", "tensor", "func"):
+    if inner not in ("int", "float", "bool", "string", "shape", "tensor", "func"):
         allowed = _allowed(inner)
         inner = "type"
-    elif inner == "real_number":
-        inner = "float"
     kind = f"list({inner})" if kind.startswith("list(") else inner
     default = _default(kind, default_text.strip()) if equals else REQUIRED
     return Attr(name, kind, allowed, default)
