@@ -72,9 +72,7 @@ def compile(segment: Segment) -> Compiled:
 
 
 def _step(node: Node, places: dict[Tensor, int], table: list[Any]) -> Step:
-    definition = node.op
-    if definition is None or definition.kernel is None:
-        raise Unsupported(f"{node.name}: the op {node.type} can't be run here.", node=node.name, op=node.type)
+    definition = definition_of(node)
     inputs = tuple(places[tensor] for tensor in node.inputs)
     outputs: list[int] = []
     for tensor in node.outputs:
@@ -85,6 +83,13 @@ def _step(node: Node, places: dict[Tensor, int], table: list[Any]) -> Step:
         outputs.append(len(table))
         table.append(None)
     return Step(node, kernel_of(node, definition), inputs, tuple(outputs), references(node), takes_state(definition), ())
+
+
+def definition_of(node: Node) -> Op:
+    """The op of a node that is to be run. Raises Unsupported where it has no kernel."""
+    if node.op is None or node.op.kernel is None:
+        raise Unsupported(f"{node.name}: the op {node.type} can't be run here.", node=node.name, op=node.type)
+    return node.op
 
 
 def kernel_of(node: Node, definition: Op) -> Callable[..., Any]:
