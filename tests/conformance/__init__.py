@@ -1,0 +1,1 @@
+"""Runs cases made with TensorFlow against a served coordinator and compares the gradients."""
