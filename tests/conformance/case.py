@@ -48,9 +48,7 @@ class Case:
     @property
     def feeds(self) -> dict[str, Array]:
         """Fed tensors by name, in their dtypes (bfloat16 is stored as float32)."""
-        return {
-            name: _as(self.arrays[entry["key"]], entry["dtype"]) for name, entry in self.meta["feeds"].items()
-        }
+        return {name: _as(self.arrays[entry["key"]], entry["dtype"]) for name, entry in self.meta["feeds"].items()}
 
     def grad_ys(self) -> list[Array | None] | None:
         """The seeds, in the dtypes in which the request gives them."""

@@ -33,9 +33,14 @@ class Difference:
 def _seed_has_other_shape(case: Case) -> bool:
     seeds = case.grad_ys()
     shapes = [entry.get("shape") for entry in case.expected.get("y", [])]
-    return "error" not in case.expected and not case.meta["second_order"] and seeds is not None and any(
-        seed is not None and shape is not None and list(seed.shape) != shape
-        for seed, shape in zip(seeds, shapes, strict=False)
+    return (
+        "error" not in case.expected
+        and not case.meta["second_order"]
+        and seeds is not None
+        and any(
+            seed is not None and shape is not None and list(seed.shape) != shape
+            for seed, shape in zip(seeds, shapes, strict=False)
+        )
     )
 
 

@@ -83,8 +83,8 @@ def check(
         value = values[list(xs).index(x)]
         assert dx.shape == value.shape, f"gradient of shape {dx.shape} for an input of shape {value.shape}"
     expected = _difference(ys, xs, values, directions, seed_values)
-    moved = {x: direction for x, direction in zip(xs, directions, strict=True)}
-    got = sum(float(np.sum((np.conj(dx) * moved[x]).real)) for (x, _), dx in zip(pairs, computed, strict=True))
+    moved = dict(zip(xs, directions, strict=True))
+    got = sum(float(np.real(np.vdot(dx, moved[x]))) for (x, _), dx in zip(pairs, computed, strict=True))
     unmoved = [x for x in xs if x not in [pair[0] for pair in pairs]]
     scale = max(abs(expected), abs(got), *(float(np.max(np.abs(dx), initial=0)) for dx in computed), 1e-3)
     assert abs(got - expected) <= rtol * scale * 50 if order > 1 else abs(got - expected) <= rtol * scale * 500, (
@@ -95,13 +95,17 @@ def check(
 
 
 def _difference(
-    ys: Sequence[Tensor], xs: Sequence[Tensor], values: Sequence[Array], along: Sequence[Array], seeds: Sequence[Array]
+    ys: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    values: Sequence[Array],
+    along: Sequence[Array],
+    seeds: Sequence[Array],
 ) -> float:
     sides: list[float] = []
     for step in (_STEP, -_STEP):
         shifted = [value + step * direction for value, direction in zip(values, along, strict=True)]
         results = run(ys, xs, shifted)
-        sides.append(sum(float(np.sum((np.conj(s) * y).real)) for s, y in zip(seeds, results, strict=True)))
+        sides.append(sum(float(np.real(np.vdot(s, y))) for s, y in zip(seeds, results, strict=True)))
     return (sides[0] - sides[1]) / (2 * _STEP)
 
 

@@ -15,7 +15,12 @@ from tests.ops.draw import Draw
 
 _EXAMPLES = sorted(name for name, op in catalogue.catalogue().items() if op.examples is not None)
 _WITH_RULE = [name for name in _EXAMPLES if isinstance(catalogue.lookup(name).gradient, catalogue.BoundRule)]
-_search = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+_search = settings(
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
 
 
 def _draw(data: st.DataObject) -> Draw:

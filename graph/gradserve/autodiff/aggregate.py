@@ -66,7 +66,11 @@ def densify(term: Cotangent) -> Tensor:
     if isinstance(term, Tensor):
         return term
     rows = raw.StridedSlice(
-        term.dense_shape, np.array([0], np.int32), np.array([1], np.int32), np.array([1], np.int32), shrink_axis_mask=1
+        term.dense_shape,
+        np.array([0], np.int32),
+        np.array([1], np.int32),
+        np.array([1], np.int32),
+        shrink_axis_mask=1,
     )
     return raw.UnsortedSegmentSum(term.values, term.indices, rows)
 
@@ -86,7 +90,9 @@ def _concatenate(slices: Sequence[IndexedSlices]) -> IndexedSlices:
         indices = [raw.Cast(index, DstT="int64") for index in indices]
     axis = np.array(0, np.int32)
     return IndexedSlices(
-        raw.ConcatV2([term.values for term in slices], axis), raw.ConcatV2(indices, axis), slices[0].dense_shape
+        raw.ConcatV2([term.values for term in slices], axis),
+        raw.ConcatV2(indices, axis),
+        slices[0].dense_shape,
     )
 
 

@@ -20,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.autodiff.aggregate import AggregationMethod, Cotangent, aggregate, as_method, deduplicate, densify
+from gradserve.autodiff.aggregate import (
+    AggregationMethod,
+    Cotangent,
+    aggregate,
+    as_method,
+    deduplicate,
+    densify,
+)
 from gradserve.autodiff.unbroadcast import unbroadcast
 from gradserve.autodiff.why_none import Reason, explain
 from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
@@ -98,7 +105,10 @@ def gradients(
             found = _Sweep(request).run(seeds, y_list)
             if deduplicate_slices:
                 found = [deduplicate(dx) if isinstance(dx, IndexedSlices) else dx for dx in found]
-        reasons = [None if dx is not None else explain(request.ys, x, request.stops) for dx, x in zip(found, request.xs, strict=True)]
+        reasons = [
+            None if dx is not None else explain(request.ys, x, request.stops)
+            for dx, x in zip(found, request.xs, strict=True)
+        ]
         if unconnected_gradients == "zero":
             found = [_zeros(x) if dx is None else dx for dx, x in zip(found, request.xs, strict=True)]
         graph.keep(start, _live(start, found, request))
@@ -173,7 +183,9 @@ class _Sweep:
                     *(
                         raw.Identity(part, name=f"grad_ys_{k}_{kind}")
                         for part, kind in zip(
-                            (seed.values, seed.indices, seed.dense_shape), ("values", "indices", "shape"), strict=True
+                            (seed.values, seed.indices, seed.dense_shape),
+                            ("values", "indices", "shape"),
+                            strict=True,
                         )
                     )
                 )
@@ -190,9 +202,7 @@ class _Sweep:
         """The aggregated cotangent of a tensor, made once."""
         if tensor not in self.totals:
             terms = self.cotangents.pop(tensor, None)
-            self.totals[tensor] = (
-                aggregate(self.graph, tensor.node, terms, self.request.method) if terms else None
-            )
+            self.totals[tensor] = aggregate(self.graph, tensor.node, terms, self.request.method) if terms else None
         return self.totals[tensor]
 
     def _process(self, node: Node) -> None:
@@ -241,8 +251,8 @@ class _Sweep:
     def _no_gradient(self, node: Node, why: str) -> NoGradient:
         path = [node.name]
         seen = {node}
-        step: Node | None = node
-        while step is not None and step in self.came_from:
+        step = node
+        while step in self.came_from:
             step = self.came_from[step].node
             if step in seen:
                 break

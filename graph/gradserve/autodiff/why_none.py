@@ -48,9 +48,8 @@ def explain(ys: Sequence[Tensor], x: Tensor, stops: frozenset[Tensor]) -> Reason
     queue = deque([x])
     while queue:
         tensor = queue.popleft()
-        if tensor is not x or tensor in ys:
-            if tensor in stops:
-                return _reason(Cause.STOPPED, tensor.node, _path(came_from, tensor), "is in stop_gradients")
+        if tensor in stops and (tensor is not x or tensor in ys):
+            return _reason(Cause.STOPPED, tensor.node, _path(came_from, tensor), "is in stop_gradients")
         if not tensor.dtype.is_trainable and tensor.node in useful:
             what = f"gives {tensor.dtype}, and only floating and complex tensors carry gradients"
             return _reason(Cause.INTEGER_PATH, tensor.node, _path(came_from, tensor), what)
@@ -66,9 +65,7 @@ def explain(ys: Sequence[Tensor], x: Tensor, stops: frozenset[Tensor]) -> Reason
                     queue.append(output)
     if x.node in useful and any(t.node in useful for t in came_from if t is not x):
         return _reason(Cause.NOT_DIFFERENTIABLE, x.node, (x.node.name,), "has a gradient of None on every path")
-    return Reason(
-        Cause.UNCONNECTED, "", "", (x.node.name,), f"{x.name} has no gradient: no y depends on it."
-    )
+    return Reason(Cause.UNCONNECTED, "", "", (x.node.name,), f"{x.name} has no gradient: no y depends on it.")
 
 
 def _ancestors(ys: Sequence[Tensor]) -> set[Node]:
@@ -93,4 +90,10 @@ def _path(came_from: dict[Tensor, Tensor | None], tensor: Tensor) -> tuple[str, 
 
 def _reason(cause: Cause, node: Node, path: tuple[str, ...], why: str) -> Reason:
     route = " -> ".join(path)
-    return Reason(cause, node.name, node.type, path, f"No gradient: {node.name} ({node.type}) {why}. Path from x: {route}.")
+    return Reason(
+        cause,
+        node.name,
+        node.type,
+        path,
+        f"No gradient: {node.name} ({node.type}) {why}. Path from x: {route}.",
+    )

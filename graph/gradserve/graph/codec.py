@@ -216,9 +216,7 @@ def node_to_message(node: Node) -> graph_pb2.NodeDef:
     if node.source is not None:
         return node.source
     message = graph_pb2.NodeDef(name=node.name, op=node.type, device=node.device)
-    message.input.extend(
-        tensor.node.name if tensor.index == 0 else tensor.name for tensor in node.inputs
-    )
+    message.input.extend(tensor.node.name if tensor.index == 0 else tensor.name for tensor in node.inputs)
     message.input.extend(f"^{control.name}" for control in node.control_inputs)
     specs = node.op.signature.attrs if node.op is not None else {}
     for key, value in node.attrs.items():
@@ -291,7 +289,9 @@ def _in_order(sources: Mapping[str, graph_pb2.NodeDef]) -> list[graph_pb2.NodeDe
     if len(order) < len(sources):
         stuck = sorted(name for name, count in waiting.items() if count)
         raise InvalidGraph(
-            f"The graph has a cycle outside of a loop through {', '.join(stuck[:5])}.", node=stuck[0], nodes=len(stuck)
+            f"The graph has a cycle outside of a loop through {', '.join(stuck[:5])}.",
+            node=stuck[0],
+            nodes=len(stuck),
         )
     return order
 
@@ -310,7 +310,15 @@ def _node_from_message(graph: Graph, source: graph_pb2.NodeDef, sources: Mapping
     if definition is not None and len(inputs) < len(source.input) - len(controls):
         attrs["N"] = len(inputs)  # a Merge whose back edge is not there yet: _close_loops adds it
     return Node(
-        graph, source.name, source.op, definition, tuple(inputs), attrs, tuple(controls), source.device, source
+        graph,
+        source.name,
+        source.op,
+        definition,
+        tuple(inputs),
+        attrs,
+        tuple(controls),
+        source.device,
+        source,
     )
 
 
@@ -325,7 +333,10 @@ def _attrs_from_message(source: graph_pb2.NodeDef, definition: op.Op | None) -> 
         if key not in source.attr:
             if spec.default is REQUIRED:
                 raise InvalidGraph(
-                    f"{source.name} ({source.op}) lacks the attr {key!r}.", node=source.name, op=source.op, attr=key
+                    f"{source.name} ({source.op}) lacks the attr {key!r}.",
+                    node=source.name,
+                    op=source.op,
+                    attr=key,
                 )
             attrs[key] = spec.default
             continue

@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from gradserve.errors import InvalidPlacement
 
-_PART = re.compile(r"^(?:(job|replica|task):([\w*.-]+)|device:(\w+):([\d*]+)|device:(\w+)|(cpu|gpu|tpu):([\d*]+)|(cpu|gpu|tpu))$", re.I)
+_PART = re.compile(
+    r"^(?:(job|replica|task):([\w*.-]+)|device:(\w+):([\d*]+)|device:(\w+)|(cpu|gpu|tpu):([\d*]+)|(cpu|gpu|tpu))$",
+    re.I,
+)
 
 
 class Device(NamedTuple):
@@ -19,26 +22,28 @@ class Device(NamedTuple):
         replica: index of the replica.
         task: index of the task, which is the worker's index here.
         kind: ``CPU``, ``GPU``, …
-        index: index of the device in its task.
+        ordinal: index of the device in its task.
     """
 
     job: str | None = None
     replica: int | None = None
     task: int | None = None
     kind: str | None = None
-    index: int | None = None
+    ordinal: int | None = None
 
     def __str__(self) -> str:
-        parts = [f"/{key}:{value}" for key, value in zip(("job", "replica", "task"), self, strict=False) if value is not None]
+        parts = [
+            f"/{key}:{value}" for key, value in zip(("job", "replica", "task"), self, strict=False) if value is not None
+        ]
         if self.kind is not None:
-            parts.append(f"/device:{self.kind}:{'*' if self.index is None else self.index}")
+            parts.append(f"/device:{self.kind}:{'*' if self.ordinal is None else self.ordinal}")
         return "".join(parts)
 
     def merge(self, inner: Device) -> Device:
         """This device with every part that `inner` names taken from `inner`, as nested device scopes do."""
         merged = [b if b is not None else a for a, b in zip(self, inner, strict=True)]
         if inner.kind is not None:
-            merged[4] = inner.index
+            merged[4] = inner.ordinal
         return Device(*merged)  # pyright: ignore[reportArgumentType]
 
     def matches(self, full: Device) -> bool:

@@ -117,8 +117,7 @@ int4 = _make("int4", 29, ml_dtypes.int4, "i")
 uint4 = _make("uint4", 30, ml_dtypes.uint4, "u")
 
 _BASE = [value for value in list(globals().values()) if isinstance(value, DType)]
-_BY_NUMBER = {dtype.number: dtype for dtype in _BASE}
-_BY_NUMBER |= {
+_BY_NUMBER = {dtype.number: dtype for dtype in _BASE} | {
     dtype.number + _REFERENCE_OFFSET: DType(
         f"{dtype.name}_ref", dtype.number + _REFERENCE_OFFSET, dtype.numpy, dtype.kind
     )
@@ -130,9 +129,7 @@ _BY_NAME = {dtype.name: dtype for dtype in _BY_NUMBER.values()} | {
     "double": float64,
 }
 _BY_NUMPY = {dtype.numpy: dtype for dtype in _BASE if dtype.kind not in "qsrv"}
-_TRAINABLE = frozenset(
-    {float16, float32, float64, bfloat16, complex64, complex128, resource, variant}
-)
+_TRAINABLE = frozenset({float16, float32, float64, bfloat16, complex64, complex128, resource, variant})
 
 
 def from_number(number: int) -> DType:
@@ -160,7 +157,7 @@ def as_dtype(value: Any) -> DType:
     if isinstance(value, str) and value in _BY_NAME:
         return _BY_NAME[value]
     try:
-        array_type = np.dtype(value)
+        array_type: np.dtype[Any] = np.dtype(value)  # pyright: ignore[reportArgumentType, reportCallIssue]
     except TypeError:
         raise InvalidType(f"{value!r} is not a data type.", value=value) from None
     if array_type in _BY_NUMPY:

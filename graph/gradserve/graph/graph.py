@@ -8,7 +8,7 @@ Names, scopes and uniquifying follow TensorFlow: the first `Mul` is `Mul`, the n
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,7 +277,7 @@ class Graph:
     # Scopes
 
     @contextlib.contextmanager
-    def as_default(self) -> Iterator[Graph]:
+    def as_default(self) -> Generator[Graph]:
         """Ops without tensor inputs (constants, placeholders) go to this graph inside the block."""
         token = op.set_current_graph(self)
         try:
@@ -286,7 +286,7 @@ class Graph:
             op.reset_current_graph(token)
 
     @contextlib.contextmanager
-    def name_scope(self, name: str) -> Iterator[str]:
+    def name_scope(self, name: str) -> Generator[str]:
         """Prefixes names with `name/`, made unique; `name/` with the slash re-enters a scope; "" is the top."""
         outer = self._scope
         if name.endswith("/"):
@@ -299,7 +299,7 @@ class Graph:
             self._scope = outer
 
     @contextlib.contextmanager
-    def device(self, text: str | None) -> Iterator[None]:
+    def device(self, text: str | None) -> Generator[None]:
         """Places the block's nodes; a nested device adds to the outer one, None clears it."""
         outer = self._device
         self._device = devices.Device() if text is None else outer.merge(devices.parse(text))
@@ -309,7 +309,7 @@ class Graph:
             self._device = outer
 
     @contextlib.contextmanager
-    def colocate_with(self, target: Node | Tensor | None) -> Iterator[None]:
+    def colocate_with(self, target: Node | Tensor | None) -> Generator[None]:
         """Keeps the block's nodes beside a node (None: clears it). The caller's device no longer applies."""
         outer, outer_device = self._colocation, self._device
         node = target.node if isinstance(target, Tensor) else target
@@ -322,7 +322,7 @@ class Graph:
             self._colocation, self._device = outer, outer_device
 
     @contextlib.contextmanager
-    def control_dependencies(self, nodes: Sequence[Node | Tensor]) -> Iterator[None]:
+    def control_dependencies(self, nodes: Sequence[Node | Tensor]) -> Generator[None]:
         """The block's nodes run after these."""
         outer = self._controls
         added = tuple(item.node if isinstance(item, Tensor) else item for item in nodes)
@@ -333,7 +333,7 @@ class Graph:
             self._controls = outer
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[int]:
+    def transaction(self) -> Generator[int]:
         """Yields the number of nodes before; takes every addition back if the block raises."""
         start = len(self.nodes)
         scopes = self._scope, self._device, self._colocation, self._controls
@@ -437,7 +437,8 @@ class Graph:
         if len(inputs) != len(arguments):
             names = ", ".join(argument.name for argument in arguments)
             raise InvalidArgument(
-                f"{definition.name} takes {len(arguments)} inputs ({names}), not {len(inputs)}.", op=definition.name
+                f"{definition.name} takes {len(arguments)} inputs ({names}), not {len(inputs)}.",
+                op=definition.name,
             )
         for key in attrs:
             if key not in specs and not key.startswith("_"):
@@ -469,9 +470,7 @@ class Graph:
             attrs[argument.type_list_attr] = [tensor.dtype.base for tensor in tensors]
         return tensors
 
-    def _convert(
-        self, definition: Op, argument: Argument, value: Any, attrs: dict[str, Any], type_attr: str
-    ) -> Tensor:
+    def _convert(self, definition: Op, argument: Argument, value: Any, attrs: dict[str, Any], type_attr: str) -> Tensor:
         if isinstance(value, Tensor):
             if value.graph is not self:
                 raise InvalidArgument(

@@ -61,9 +61,7 @@ def compatible(a: Shape, b: Shape) -> bool:
     """Whether one array could have both shapes."""
     if a is None or b is None:
         return True
-    return len(a) == len(b) and all(
-        x is None or y is None or x == y for x, y in zip(a, b, strict=True)
-    )
+    return len(a) == len(b) and all(x is None or y is None or x == y for x, y in zip(a, b, strict=True))
 
 
 def broadcast(a: Shape, b: Shape) -> Shape:

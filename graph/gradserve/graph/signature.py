@@ -22,8 +22,7 @@ from gradserve.graph.dtypes import DType
 _FLOAT = (dtypes.bfloat16, dtypes.float16, dtypes.float32, dtypes.float64)
 _COMPLEX = (dtypes.complex64, dtypes.complex128)
 _INTEGER = tuple(
-    dtypes.as_dtype(name)
-    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    dtypes.as_dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 )
 _QUANTISED = (dtypes.qint8, dtypes.quint8, dtypes.qint32, dtypes.qint16, dtypes.quint16)
 

@@ -65,7 +65,8 @@ class State:
             return self.values[name]
         except KeyError:
             raise FailedPrecondition(
-                f"The variable {name} is read before it is initialised: run its initialiser first.", variable=name
+                f"The variable {name} is read before it is initialised: run its initialiser first.",
+                variable=name,
             ) from None
 
     def is_initialised(self, handle: Handle) -> bool:
@@ -99,7 +100,9 @@ def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Te
         stack.extend(_sources(node, fed))
     for node in wanted:
         if node.type == "Placeholder" and node.outputs[0] not in fed:
-            raise InvalidArgument(f"The placeholder {node.name} is not fed: give {node.name}:0 a value.", node=node.name)
+            raise InvalidArgument(
+                f"The placeholder {node.name} is not fed: give {node.name}:0 a value.", node=node.name
+            )
     ordered = sorted(wanted, key=lambda node: node.id)
     if all(source.id < node.id for node in ordered for source in _sources(node, fed)):
         return ordered

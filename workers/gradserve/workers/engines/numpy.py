@@ -82,7 +82,15 @@ def _step(node: Node, places: dict[Tensor, int], table: list[Any]) -> Step:
         places[tensor] = len(table)
         outputs.append(len(table))
         table.append(None)
-    return Step(node, kernel_of(node, definition), inputs, tuple(outputs), references(node), takes_state(definition), ())
+    return Step(
+        node,
+        kernel_of(node, definition),
+        inputs,
+        tuple(outputs),
+        references(node),
+        takes_state(definition),
+        (),
+    )
 
 
 def definition_of(node: Node) -> Op:
@@ -116,9 +124,7 @@ def references(node: Node) -> tuple[int, ...]:
     wants: list[bool] = []
     for argument, entry in zip(node.op.signature.inputs, node.arguments(), strict=True):
         wants.extend([argument.is_reference] * (len(entry) if argument.is_list else 1))
-    return tuple(
-        k for k, tensor in enumerate(node.inputs) if tensor.dtype.is_reference and not wants[k]
-    )
+    return tuple(k for k, tensor in enumerate(node.inputs) if tensor.dtype.is_reference and not wants[k])
 
 
 def _with_frees(steps: Sequence[Step], kept: frozenset[int]) -> list[Step]:
@@ -140,7 +146,15 @@ def _execute(step: Step, env: list[Any], state: State) -> None:
         result = step.function(np, *values, state=state) if step.stateful else step.function(np, *values)
     except GradserveError:
         raise
-    except (ArithmeticError, ValueError, TypeError, IndexError, KeyError, np.linalg.LinAlgError, MemoryError) as error:
+    except (
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        np.linalg.LinAlgError,
+        MemoryError,
+    ) as error:
         raise failed(step.node, error) from error
     outputs = step.outputs
     if len(outputs) == 1:
@@ -158,5 +172,7 @@ def failed(node: Node, error: Exception) -> ComputationFailed:
     """The error of a kernel that raised."""
     shapes = ", ".join(str(tensor.shape) for tensor in node.inputs)
     return ComputationFailed(
-        f"{node.name} ({node.type}) failed on inputs of shapes {shapes}: {error}", node=node.name, op=node.type
+        f"{node.name} ({node.type}) failed on inputs of shapes {shapes}: {error}",
+        node=node.name,
+        op=node.type,
     )

@@ -108,7 +108,12 @@ def _kinds(nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor]) -> di
             kinds[node] = Kind.HOST
         elif op.static is not None:
             kinds[node] = Kind.TRACE
-        elif op.kernel is not None and op.kernel.wants_state and all(is_variable(t) for t in node.outputs) and not node.inputs:
+        elif (
+            op.kernel is not None
+            and op.kernel.wants_state
+            and all(is_variable(t) for t in node.outputs)
+            and not node.inputs
+        ):
             kinds[node] = Kind.TRACE  # a variable's handle
         elif any(tensor in wanted for tensor in node.outputs):
             from_trace = all(t not in fed and kinds.get(t.node) is Kind.TRACE for t in node.inputs)

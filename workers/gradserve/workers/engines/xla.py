@@ -75,7 +75,11 @@ def _on_host(value: Any) -> Any:
 
 def _bound(node: Node) -> tuple[Callable[..., Any], tuple[int, ...], bool]:
     definition = reference.definition_of(node)
-    return reference.kernel_of(node, definition), reference.references(node), reference.takes_state(definition)
+    return (
+        reference.kernel_of(node, definition),
+        reference.references(node),
+        reference.takes_state(definition),
+    )
 
 
 def _evaluate(
@@ -199,8 +203,11 @@ class _DeviceRunner:
 
 def _is_trace_time(node: Node) -> bool:
     """Whether NumPy computes a node whose inputs are all on the host: small things and values of shapes."""
-    return not node.inputs or node.op is None or node.op.static is not None or all(
-        tensor.dtype.kind in "iub" for tensor in (*node.inputs, *node.outputs)
+    return (
+        not node.inputs
+        or node.op is None
+        or node.op.static is not None
+        or all(tensor.dtype.kind in "iub" for tensor in (*node.inputs, *node.outputs))
     )
 
 
