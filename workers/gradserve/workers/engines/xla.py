@@ -19,13 +19,17 @@ from gradserve.errors import GradserveError, InvalidArgument
 from gradserve.graph.graph import Node, Tensor
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.split import Kind, Piece, is_variable, split
+from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
 from gradserve.workers.engines.xla_kernels import OVERRIDES, Checks
 from gradserve.workers.segment import Handle, Segment, State
 
 # 64-bit values would narrow silently without it.
 jax.config.update("jax_enable_x64", True)
+use_disk_cache()
 
 Compiled = reference.Compiled
+_CALLS_BEFORE_COMPILING = 3
+_COMPILER = Compiler()
 _MOST_VARIANTS = 32
 _LARGEST_LITERAL = 1024
 
@@ -33,8 +37,42 @@ _LARGEST_LITERAL = 1024
 def compile(segment: Segment) -> Compiled:
     """The segment as a function from (fed values, state) to fetched values.
 
+    The first calls run on the reference engine while a child process compiles, unless GRADSERVE_XLA_COMPILE_NOW=1.
     Raises Unsupported where a node has no kernel.
     """
+    if os.environ.get("GRADSERVE_XLA_COMPILE_NOW") == "1":
+        return compile_program(segment)
+    return _Warming(segment)
+
+
+class _Warming:
+    """Runs on the reference engine until the compiled program lies in the disk cache."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._run = reference.compile(segment)
+        self._calls = 0
+        self._ticket: Ticket | None = None
+        self._compiled = False
+
+    def __call__(self, values: Sequence[Any], state: State) -> list[Any]:
+        if not self._compiled:
+            self._advance(values, state)
+        return self._run(values, state)
+
+    def _advance(self, values: Sequence[Any], state: State) -> None:
+        self._calls += 1
+        if self._ticket is None:
+            if self._calls >= _CALLS_BEFORE_COMPILING:
+                self._ticket = _COMPILER.submit(self._segment, values, state)
+        elif self._ticket.done:
+            self._compiled = True
+            if self._ticket.succeeded:
+                self._run = compile_program(self._segment)
+
+
+def compile_program(segment: Segment) -> Compiled:
+    """The segment compiled at its first call."""
     pieces = [_runner(piece) for piece in split(segment)]
     feeds, fetches = segment.feeds, segment.fetches
 
@@ -216,7 +254,3 @@ def _key(value: Any) -> Any:
         return value.shape, value.dtype.str, value.tobytes()
     return value
 
-
-def compile_now() -> bool:
-    """Whether programs are compiled at the first call instead of behind the reference engine."""
-    return os.environ.get("GRADSERVE_XLA_COMPILE_NOW") == "1"

@@ -1,0 +1,1 @@
+"""Measurements that compare with a peer in the same run and print ratios: `python -m benchmarks`."""
