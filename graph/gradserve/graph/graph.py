@@ -223,7 +223,8 @@ class Node:
         """Its inputs as rules take them: one entry an argument, a list where the signature has a list."""
         if self.op is None:
             return list(self.inputs)
-        return group(self.op.signature.inputs, self.attrs, self.inputs)
+        signature = self.op.signature
+        return group(signature.inputs, self.attrs, self.inputs) if signature.has_lists else list(self.inputs)
 
 
 class Graph:
@@ -477,7 +478,7 @@ class Graph:
                     f"{value.name} must be from the same graph as the node that reads it.", tensor=value.name
                 )
             wanted = argument.dtype or attrs.get(type_attr)
-            if wanted is not None and value.dtype.base is not wanted.base:
+            if wanted is not None and value.dtype is not wanted and value.dtype.base is not wanted.base:
                 raise InvalidType(
                     f"Input {argument.name} of {definition.name} must be {wanted.base}, but {value.name} is "
                     f"{value.dtype.base}: add a Cast.",
@@ -592,18 +593,16 @@ def _infer_outputs(node: Node, definition: Op) -> None:
 
 
 def _check(node: Node, definition: Op) -> None:
-    for key, spec in definition.signature.attrs.items():
-        value = node.attrs[key]
-        if spec.allowed is None:
-            continue
+    for spec in definition.signature.typed_attrs:
+        value = node.attrs[spec.name]
         for dtype in value if spec.kind == "list(type)" else (value,):
-            if dtype.base not in spec.allowed:
-                raise InvalidGraph(f"the attr {key} can't be {dtype}.", attr=key, dtype=dtype)
+            if dtype not in spec.allowed and dtype.base not in spec.allowed:  # pyright: ignore[reportOperatorIssue]
+                raise InvalidGraph(f"the attr {spec.name} can't be {dtype}.", attr=spec.name, dtype=dtype)
     expected = argument_dtypes(definition.signature.inputs, node.attrs)
     if len(expected) != len(node.inputs):
         raise InvalidGraph(f"needs {len(expected)} inputs and has {len(node.inputs)}.")
     for slot, (dtype, tensor) in enumerate(zip(expected, node.inputs, strict=True)):
-        if tensor.dtype.base is not dtype.base and tensor.node.op is not None:
+        if tensor.dtype is not dtype and tensor.dtype.base is not dtype.base and tensor.node.op is not None:
             raise InvalidGraph(
                 f"input {slot} must be {dtype.base}, but {tensor.name} is {tensor.dtype.base}.",
                 slot=slot, tensor=tensor.name,

@@ -172,6 +172,12 @@ class Op:
     def __repr__(self) -> str:
         return f"Op({self.name})"
 
+    @property
+    def takes_complex(self) -> bool:
+        """Whether the attr T allows complex dtypes."""
+        allowed = self.signature.attrs["T"].allowed
+        return allowed is not None and any(dtype.is_complex for dtype in allowed)
+
     def __call__(self, *inputs: Any, name: str | None = None, **attrs: Any) -> Tensor:
         """Adds a node with one output and returns that output."""
         outputs = self.outputs(*inputs, name=name, **attrs)
@@ -307,19 +313,29 @@ def unary(
     domain: str = "normal",
     order: int = 2,
     holomorphic: bool = True,
+    differences: bool = True,
+    argument: str = "x",
+    result: str = "y",
 ) -> Op:
     """A row: an elementwise op of one input. `dx` is a function of (dy, y, x); `y` of (xp, x).
 
-    `domain` names the Draw method that makes its test inputs.
+    `domain` names the Draw method that makes its test inputs; where the types allow it, complex ones are tried too.
     """
-    return define(
-        f"{name}(x: T; T: {types}) -> (y: T)",
+
+    def examples(draw: Any) -> list[Example]:
+        domains = [domain, "complex"] if defined.takes_complex else [domain]
+        shape = draw.shape()
+        return [call(getattr(draw, kind)(*shape), order=order, differences=differences) for kind in domains]
+
+    defined = define(
+        f"{name}({argument}: T; T: {types}) -> ({result}: T)",
         shape=same_shape,
         gradient=dx,
         kernel=y,
         holomorphic=holomorphic,
-        examples=lambda draw: [call(getattr(draw, domain)(*draw.shape()), order=order)],
+        examples=examples,
     )
+    return defined
 
 
 def binary(
@@ -332,15 +348,22 @@ def binary(
     order: int = 2,
     result: str = "T",
     holomorphic: bool = True,
+    arguments: tuple[str, str] = ("x", "y"),
+    complex_examples: bool = True,
 ) -> Op:
-    """A row: a broadcasting elementwise op of two inputs. `dx_dy` is a function of (dz, z, x, y)."""
+    """A row: a broadcasting elementwise op of two inputs. `dx_dy` is a function of (dz, z, x, y).
+
+    `complex_examples=False` where the types allow complex numbers, but no kernel takes them.
+    """
 
     def examples(draw: Any) -> list[Example]:
+        complex_too = complex_examples and defined.takes_complex
+        domains = [domain, ("complex", "complex")] if complex_too else [domain]
         x, y = draw.broadcastable_shapes()
-        return [call(getattr(draw, domain[0])(*x), getattr(draw, domain[1])(*y), order=order)]
+        return [call(getattr(draw, a)(*x), getattr(draw, b)(*y), order=order) for a, b in domains]
 
-    return define(
-        f"{name}(x: T, y: T; T: {types}) -> (z: {result})",
+    defined = define(
+        f"{name}({arguments[0]}: T, {arguments[1]}: T; T: {types}) -> (z: {result})",
         shape=broadcast_shape,
         gradient=dx_dy,
         kernel=z,
@@ -348,6 +371,7 @@ def binary(
         holomorphic=holomorphic,
         examples=examples,
     )
+    return defined
 
 
 def same_shape(x: Tensor, *others: Any) -> Any:

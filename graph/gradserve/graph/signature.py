@@ -67,12 +67,19 @@ class Attr:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """The inputs, attrs and outputs of one op."""
+    """The inputs, attrs and outputs of one op.
+
+    Attributes:
+        typed_attrs: the attrs whose types are restricted.
+        has_lists: whether an input or output stands for a list.
+    """
 
     name: str
     inputs: tuple[Argument, ...]
     attrs: dict[str, Attr]
     outputs: tuple[Argument, ...]
+    typed_attrs: tuple[Attr, ...] = ()
+    has_lists: bool = False
 
 
 _LINE = re.compile(r"\s*(\w+)\s*\((.*?)(?:;(.*))?\)\s*->\s*\(?(.*?)\)?\s*$", re.DOTALL)
@@ -86,7 +93,14 @@ def parse(text: str) -> Signature:
     name, inputs, attr_text, outputs = match.groups()
     attrs = {attr.name: attr for attr in map(_attr, _split(attr_text or ""))}
     arguments = [tuple(_argument(part, attrs) for part in _split(side)) for side in (inputs, outputs)]
-    return Signature(name, arguments[0], attrs, arguments[1])
+    return Signature(
+        name,
+        arguments[0],
+        attrs,
+        arguments[1],
+        tuple(attr for attr in attrs.values() if attr.allowed is not None),
+        any(argument.is_list for side in arguments for argument in side),
+    )
 
 
 def _split(text: str) -> list[str]:
