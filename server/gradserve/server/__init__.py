@@ -1,0 +1,1 @@
+"""The coordinator: turns requests into plans and drives them over a fleet of workers."""

@@ -1,0 +1,225 @@
+"""Runs graphs over a fleet: what the service calls.
+
+`Runtime.run` looks a plan up by the request's key, makes it if there is none (simplify, place, partition), and
+drives it. All of it lives on one event loop; plans are made on a thread of their own, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import os
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradserve.errors import InvalidArgument, Unsupported
+from gradserve.graph import op
+from gradserve.graph.graph import Graph
+from gradserve.graph.shapes import StaticShape
+from gradserve.server.dispatch import Dispatcher
+from gradserve.server.fleet.base import Array, WorkerInfo
+from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.server.plan import Feed, Plan, PlanCache, PlanReport, StepOptions, make_plan, report
+from gradserve.server.variables import Variables
+
+__all__ = [
+    "PlanReport", "Program", "Runtime", "RuntimeOptions", "StepOptions", "Variables", "WorkerInfo",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """How a runtime is set up.
+
+    Attributes:
+        workers: number of worker processes.
+        engine: ``numpy``, ``xla``, ``cupy``, or ``auto``: xla where jax can be imported, else numpy.
+        threads: threads a worker's kernels may use; None: cores / workers, at least 1.
+        compile_now: engines that compile do so at the first call, not in the background.
+        plans: the most plans kept.
+        segment_bytes: the most bytes of segments that a worker keeps compiled.
+        queued_steps: the most steps running or waiting; one more raises LimitExceeded.
+        attempts: how often a step is tried when its workers die before Unavailable is raised.
+        start_timeout_seconds: how long a worker may take to start.
+    """
+
+    workers: int = 2
+    engine: str = "auto"
+    threads: int | None = None
+    compile_now: bool = False
+    plans: int = 256
+    segment_bytes: int = 256 << 20
+    queued_steps: int = 1024
+    attempts: int = 4
+    start_timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a request's builder returns: a graph, and the names of what to compute in it."""
+
+    graph: Graph
+    fetches: tuple[str, ...]
+    targets: tuple[str, ...] = ()
+
+
+class Runtime:
+    """A fleet of workers and the plans that have been made for it.
+
+    start() first, stop() last; every method is called on the event loop that start() ran on.
+    """
+
+    def __init__(self, options: RuntimeOptions = RuntimeOptions()) -> None:  # noqa: B008 (immutable)
+        if options.workers < 1:
+            raise InvalidArgument(f"A runtime needs at least 1 worker, not {options.workers}.", workers=options.workers)
+        self.options = options
+        self.engine = choose_engine(options.engine)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = options.threads or max(1, cores // options.workers)
+        self._fleet = LocalFleet(
+            LocalOptions(
+                workers=options.workers,
+                engine=self.engine,
+                threads=threads,
+                compile_now=options.compile_now,
+                segment_bytes=options.segment_bytes,
+                start_timeout_seconds=options.start_timeout_seconds,
+            )
+        )
+        self._dispatcher = Dispatcher(self._fleet, options.attempts, options.queued_steps)
+        self._plans = PlanCache(options.plans)
+        self._making: dict[Hashable, asyncio.Future[Plan]] = {}
+        self._planner = ThreadPoolExecutor(1, thread_name_prefix="planner")
+        self._devices: tuple[str, ...] = ()
+
+    async def start(self) -> None:
+        """Starts the workers. Raises Unavailable if they do not start, Unsupported if the engine can't run."""
+        await self._fleet.start(self._dispatcher)
+        self._devices = tuple(worker.device for worker in self._fleet.workers())
+
+    async def stop(self, grace_seconds: float = 5) -> None:
+        """Lets running steps finish within the grace, ends the workers and gives all shared memory back."""
+        await self._dispatcher.drain(grace_seconds)
+        await self._fleet.stop(grace_seconds)
+        self._planner.shutdown(wait=False, cancel_futures=True)
+
+    def variables(self) -> Variables:
+        """An empty set of variables for a session. close() it when the session ends."""
+        return Variables(self._fleet)
+
+    async def run(
+        self,
+        key: Hashable,
+        build: Graph | Callable[[], Program],
+        feeds: Mapping[str, Array],
+        fetches: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        *,
+        variables: Variables | None = None,
+        options: StepOptions = StepOptions(),  # noqa: B008 (immutable)
+    ) -> list[Array]:
+        """Runs a graph once and returns the fetched arrays (read-only where they are large).
+
+        Cancelling the call abandons the step: nothing of it is kept.
+
+        Args:
+            key: tells graphs and their versions apart: same key, feeds' names, dtypes and shapes, fetches, targets
+                and options mean the same plan.
+            build: the graph; or a function that returns it with what to fetch, called only when there is no plan
+                yet. Its Program's fetches and targets then stand instead of the arguments.
+            feeds: arrays by tensor name; any tensor can be fed.
+            fetches: names of the tensors to return.
+            targets: names of the nodes to run for their effect.
+            variables: the session's; without one every variable starts uninitialised and is forgotten afterwards.
+                New values replace the old ones all at once when the step has succeeded. Steps that write are run
+                one after another; others see the values as they were when they started.
+
+        Raises:
+            InvalidArgument, NotFound, InvalidPlacement, Unsupported: the request can't be planned.
+            ComputationFailed, FailedPrecondition, …: a kernel's error.
+            LimitExceeded: too many steps at once.
+            Unavailable: workers kept dying.
+        """
+        fetches, targets = tuple(fetches), tuple(targets)
+        signature = tuple([(name, array.dtype, array.shape) for name, array in feeds.items()])
+        full_key = (key, signature, fetches, targets, options)
+        plan = self._plans.get(full_key)
+        if plan is None:
+            plan = await self._plan(full_key, build, signature, fetches, targets, options)
+        own = variables is None and plan.uses_state
+        used = self.variables() if own else variables
+        try:
+            return await self._dispatcher.run(plan, list(feeds.values()), used)
+        finally:
+            if own and used is not None:
+                used.close()
+
+    def explain(
+        self,
+        graph: Graph,
+        feeds: Mapping[str, StaticShape],
+        fetches: Sequence[str] = (),
+        targets: Sequence[str] = (),
+        options: StepOptions = StepOptions(),  # noqa: B008 (immutable)
+        *,
+        key: Hashable = None,
+    ) -> PlanReport:
+        """What `run` would do with feeds of these shapes. With a `key`, also whether its plan is cached."""
+        signature = tuple(
+            (name, np.dtype(graph.tensor(name).dtype.base.numpy), tuple(shape)) for name, shape in feeds.items()
+        )
+        cached = (key, signature, tuple(fetches), tuple(targets), options) in self._plans
+        given = [Feed(name, dtype, shape) for name, dtype, shape in signature]
+        plan = make_plan(graph, given, fetches, targets, options, self._devices)
+        return report(plan, cached=cached)
+
+    def cluster(self) -> list[WorkerInfo]:
+        """The workers."""
+        return self._fleet.workers()
+
+    async def _plan(
+        self,
+        key: Hashable,
+        build: Graph | Callable[[], Program],
+        signature: tuple[tuple[str, np.dtype, StaticShape], ...],
+        fetches: tuple[str, ...],
+        targets: tuple[str, ...],
+        options: StepOptions,
+    ) -> Plan:
+        """Makes a plan, once for all requests that wait for the same one."""
+        future = self._making.get(key)
+        if future is None:
+
+            def make() -> Plan:
+                program = Program(build, fetches, targets) if isinstance(build, Graph) else build()
+                given = [Feed(name, dtype, shape) for name, dtype, shape in signature]
+                return make_plan(program.graph, given, program.fetches, program.targets, options, self._devices)
+
+            future = asyncio.get_running_loop().run_in_executor(self._planner, make)
+            self._making[key] = future
+            future.add_done_callback(lambda done: self._made(key, done))
+        return await asyncio.shield(future)
+
+    def _made(self, key: Hashable, done: asyncio.Future[Plan]) -> None:
+        del self._making[key]
+        if not done.cancelled() and done.exception() is None:
+            self._plans.put(key, done.result())
+
+
+def choose_engine(name: str) -> str:
+    """The engine that a name stands for. Raises InvalidArgument, and Unsupported where it can't run here."""
+    if name not in ("auto", "numpy", "xla", "cupy"):
+        raise InvalidArgument(f"There is no engine {name!r}: choose auto, numpy, xla or cupy.", engine=name)
+    has_jax = importlib.util.find_spec("jax") is not None
+    if name == "auto":
+        return "xla" if has_jax else "numpy"
+    if name == "xla" and not has_jax:
+        raise Unsupported("The xla engine needs jax: pip install 'gradserve[server]'.", engine=name)
+    return name
+
+
+# The ops must be known before the first graph arrives.
+assert op.catalogue() is not None
