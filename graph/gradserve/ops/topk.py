@@ -1,0 +1,166 @@
+"""The largest entries of each row, and the n-th in order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import InvalidArgument, InvalidShape
+from gradserve.graph import shapes, static
+from gradserve.graph.dtypes import DType
+from gradserve.graph.graph import Tensor
+from gradserve.graph.op import Example, call, define, raw
+
+
+def _descending(xp: Any, x: Any) -> Any:
+    """The indices that sort rows from the largest down; of equal entries the first comes first."""
+    backwards = xp.argsort(x[..., ::-1], axis=-1, stable=True)
+    return x.shape[-1] - 1 - backwards[..., ::-1]
+
+
+def _top(xp: Any, x: Any, k: int, kind: Any) -> Any:
+    if not 0 <= k <= x.shape[-1]:
+        raise InvalidArgument(f"k is {k}, but a row has {x.shape[-1]} entries.", k=k, entries=x.shape[-1])
+    indices = _descending(xp, x)[..., :k]
+    return xp.take_along_axis(x, indices, axis=-1), indices.astype(kind)
+
+
+def _row_shape(x: Tensor, k: int | None) -> Any:
+    if x.shape is None:
+        return [None, None]
+    if not x.shape:
+        raise InvalidShape("The input must have an axis to choose from, but is a scalar.", shape=x.shape)
+    return [(*x.shape[:-1], k)] * 2
+
+
+def _back_to_rows(dy: Tensor, indices: Tensor, x: Tensor) -> Tensor:
+    """Zeros like x with each dy added at its index of the row that it came from.
+
+    Rows stand one behind another: entry i of row r is number r n + i.
+    """
+    indices = raw.Cast(indices, DstT="int64")
+    if x.shape is not None and shapes.is_static(x.shape) and shapes.is_static(dy.shape):
+        sizes = [size for size in x.shape if size is not None]
+        rows, total = math.prod(sizes[:-1]), math.prod(sizes)
+        first: Any = np.arange(rows, dtype=np.int64).reshape(rows, 1) * sizes[-1]
+        chosen: Any = np.array([rows, dy.shape[-1] if dy.shape else 1], np.int64)
+        flat, shape = np.array([total], np.int64), np.array(sizes, np.int64)
+    else:
+        shape = raw.Shape(x, out_type="int64")
+        entries = raw.StridedSlice(shape, [-1], [0], [1], shrink_axis_mask=1)
+        before = raw.StridedSlice(shape, [0], [-1], [1], begin_mask=1)
+        rows = raw.Prod(before, [0])
+        width = raw.StridedSlice(raw.Shape(dy, out_type="int64"), [-1], [1], [1], end_mask=1)
+        first = raw.ExpandDims(raw.Range(np.int64(0), rows, np.int64(1)) * entries, -1)
+        chosen = raw.ConcatV2([raw.ExpandDims(rows, 0), width], 0)
+        flat = raw.ExpandDims(rows * entries, 0)
+    places = raw.Reshape(raw.Reshape(indices, chosen) + first, [-1, 1])
+    return raw.Reshape(raw.ScatterNd(places, raw.Reshape(dy, [-1]), flat), shape)
+
+
+def _top_examples(draw: Any) -> list[Example]:
+    shape = draw.shape(low=1)
+    return [call(draw.distinct(*shape), draw.size(0, shape[-1]))]
+
+
+define(
+    "TopKV2(input: T, k: Tk; sorted: bool = true, T: real, Tk: int16|int32|int64 = int32, "
+    "index_type: int16|int32|int64 = int32) -> (values: T, indices: index_type)",
+    shape=lambda x, k: _row_shape(x, static.scalar(k)),
+    gradient=lambda dy, _, y, indices, x, k: (_back_to_rows(dy, indices, x), None),
+    kernel=lambda xp, x, k, *, index_type: _top(xp, x, int(k), index_type.numpy),
+    host=("k",),
+    examples=_top_examples,
+)
+define(
+    "TopK(input: T; k: int, sorted: bool = true, T: real) -> (values: T, indices: int32)",
+    shape=lambda x, *, k: _row_shape(x, k),
+    gradient=lambda dy, _, y, indices, x: _back_to_rows(dy, indices, x),
+    kernel=lambda xp, x, *, k: _top(xp, x, k, "int32"),
+    examples=lambda draw: [call(draw.distinct(draw.size(), 4), k=draw.size(0, 4))],
+)
+
+# The largest or smallest along any axis; what TensorFlow may approximate is exact here
+
+
+def _approximate_shape(x: Tensor, *, k: int, reduction_dimension: int) -> Any:
+    if x.shape is None:
+        return [None, None]
+    axis = shapes.normalise_axis(reduction_dimension, len(x.shape))
+    return [(*x.shape[:axis], k, *x.shape[axis + 1 :])] * 2
+
+
+def _approximate(xp: Any, x: Any, *, k: int, reduction_dimension: int, is_max_k: bool) -> Any:
+    rows = xp.moveaxis(x, reduction_dimension, -1)
+    values, indices = _top(xp, rows if is_max_k else -rows, k, "int32")
+    values = values if is_max_k else -values
+    return xp.moveaxis(values, -1, reduction_dimension), xp.moveaxis(indices, -1, reduction_dimension)
+
+
+def _approximate_gradient(
+    dy: Tensor, _: Any, y: Tensor, indices: Tensor, x: Tensor, *, reduction_dimension: int
+) -> Tensor:
+    rank = x.rank
+    if rank is None:
+        raise InvalidShape("The gradient of ApproxTopK needs the rank of its input.", tensor=x.name)
+    axis = shapes.normalise_axis(reduction_dimension, rank)
+    if axis == rank - 1:
+        return _back_to_rows(dy, indices, x)
+    order = [k for k in range(rank) if k != axis] + [axis]
+    there, back = np.array(order, np.int32), np.argsort(order).astype(np.int32)
+    rows = [raw.Transpose(tensor, there) for tensor in (dy, indices, x)]
+    return raw.Transpose(_back_to_rows(*rows), back)
+
+
+def _approximate_examples(draw: Any) -> list[Example]:
+    x = draw.distinct(2, 4, 3).astype("float32")
+    return [
+        call(x, k=2, differences=False),
+        call(x, k=2, reduction_dimension=1, is_max_k=False, differences=False),
+    ]
+
+
+define(
+    "ApproxTopK(input: T; k: int, reduction_dimension: int = -1, recall_target: float = 0.949999988079071, "
+    "is_max_k: bool = true, reduction_input_size_override: int = -1, aggregate_to_topk: bool = true, "
+    "T: bfloat16|float16|float32) -> (values: T, indices: int32)",
+    shape=_approximate_shape,
+    gradient=_approximate_gradient,
+    kernel=_approximate,
+    examples=_approximate_examples,
+)
+
+# The n-th in order
+
+
+def _nth(xp: Any, x: Any, n: Any, *, reverse: bool) -> Any:
+    position = x.shape[-1] - 1 - n if reverse else n
+    return xp.take(xp.sort(x, axis=-1), position, axis=-1)
+
+
+def _nth_shape(x: Tensor, n: Tensor) -> Any:
+    return None if x.shape is None else x.shape[:-1]
+
+
+def _nth_gradient(dy: Tensor, y: Tensor, x: Tensor, n: Tensor) -> tuple[Tensor, None]:
+    """Equal entries share the cotangent equally."""
+    equal = raw.Cast(raw.Equal(raw.ExpandDims(y, -1), x), DstT=x.dtype.base)
+    share = equal / raw.Sum(equal, -1, keep_dims=True)
+    return share * raw.ExpandDims(dy, -1), None
+
+
+def _nth_examples(draw: Any) -> list[Example]:
+    shape = (*draw.shape(high=2), draw.size(1))
+    n = draw.integers(0, shape[-1])
+    return [call(draw.distinct(*shape), n), call(draw.distinct(*shape), n, reverse=True)]
+
+
+define(
+    "NthElement(input: T, n: int32; reverse: bool = false, T: real) -> (values: T)",
+    shape=_nth_shape,
+    gradient=_nth_gradient,
+    kernel=_nth,
+    examples=_nth_examples,
+)
