@@ -9,7 +9,15 @@ from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import (
-    MISSING, NOT_DIFFERENTIABLE, Example, Rule, call, define, raw, refused, same_shape,
+    MISSING,
+    NOT_DIFFERENTIABLE,
+    Example,
+    Rule,
+    call,
+    define,
+    raw,
+    refused,
+    same_shape,
 )  # fmt: skip
 
 # Cast, Bitcast

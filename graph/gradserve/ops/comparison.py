@@ -8,7 +8,15 @@ from gradserve.errors import InvalidShape
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import (
-    NOT_DIFFERENTIABLE, Example, Op, Rule, binary, broadcast_shape, call, define, same_shape,
+    NOT_DIFFERENTIABLE,
+    Example,
+    Op,
+    Rule,
+    binary,
+    broadcast_shape,
+    call,
+    define,
+    same_shape,
 )  # fmt: skip
 
 
@@ -101,7 +109,7 @@ def _population_count(xp: Any, x: Any) -> Any:
     """The number of bits that are set."""
     bits = x.astype(f"u{x.dtype.itemsize}")
     count = xp.zeros(x.shape, "u1")
-    for position in range(0, 8 * x.dtype.itemsize):
+    for position in range(8 * x.dtype.itemsize):
         count = count + ((bits >> position) & 1).astype("u1")
     return count
 

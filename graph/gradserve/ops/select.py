@@ -60,9 +60,7 @@ define(
 )
 
 
-def _clip_gradient(
-    dy: Tensor, y: Tensor, t: Tensor, low: Tensor, high: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _clip_gradient(dy: Tensor, y: Tensor, t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """t's inside of the bounds and on them; outside it is the bound's."""
     below, above = raw.Less(t, low), raw.Greater(t, high)
     dt = raw.SelectV2(raw.LogicalOr(below, above), 0, dy)

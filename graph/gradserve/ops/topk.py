@@ -9,7 +9,6 @@ import numpy as np
 
 from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph import shapes, static
-from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 

@@ -1,0 +1,128 @@
+"""Values and gradients at kinks, ties, zeros and bounds: conventions of the contract, not of the calculus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradserve.ops  # noqa: F401
+from gradserve.autodiff import gradients
+from gradserve.errors import InvalidArgument, NoGradient
+from gradserve.graph.graph import Graph, Tensor
+from gradserve.graph.op import raw
+from tests.ops.differences import run
+
+Function = Callable[..., Tensor]
+
+
+# fmt: off
+_ONE_INPUT: list[tuple[Function, float, float]] = [
+    (raw.Relu,                                 0.0, 0.0),
+    (raw.Relu6,                                0.0, 0.0),
+    (raw.Relu6,                                6.0, 0.0),
+    (raw.LeakyRelu,                            0.0, np.float32(0.2)),
+    (raw.Elu,                                  0.0, 1.0),
+    (raw.Selu,                                 0.0, np.float32(1.0507009873554805)),
+    (raw.Abs,                                  0.0, 0.0),
+    (raw.Sign,                                 0.0, 0.0),
+    (raw.Softsign,                             0.0, 1.0),
+    (raw.Sqrt,                                 0.0, np.inf),
+    (raw.Rsqrt,                                0.0, -np.inf),
+    (raw.Log,                                  0.0, np.inf),
+    (raw.Reciprocal,                           0.0, -np.inf),
+    (lambda x: raw.FloorMod(x, 2.0),           4.0, 1.0),
+    (lambda x: raw.ClipByValue(x, 1.0, 3.0),   1.0, 1.0),
+    (lambda x: raw.ClipByValue(x, 1.0, 3.0),   3.0, 1.0),
+    (lambda x: raw.DivNoNan(x, 0.0),           2.0, 0.0),
+]
+_TWO_INPUTS: list[tuple[Function, float, float, float, float]] = [
+    (raw.Maximum, 1.0, 1.0, 1.0,    0.0),
+    (raw.Minimum, 1.0, 1.0, 1.0,    0.0),
+    (raw.Xlogy,   0.0, 0.0, 0.0,    0.0),
+    (raw.Pow,     0.0, 0.0, np.nan, 0.0),
+    (raw.Atan2,   0.0, 0.0, np.nan, np.nan),
+]
+# fmt: on
+
+
+def _gradient(function: Function, *values: Any, dtype: Any = np.float32) -> list[Any]:
+    graph = Graph()
+    arrays = [np.asarray(value, dtype) for value in values]
+    with graph.as_default():
+        xs = [raw.Placeholder(dtype=array.dtype, shape=array.shape) for array in arrays]
+        found = gradients([function(*xs)], xs)
+    assert all(dx is not None for dx in found)
+    return run([dx for dx in found if isinstance(dx, Tensor)], xs, arrays)
+
+
+@pytest.mark.parametrize(("function", "x", "expected"), _ONE_INPUT)
+def test_gradient_of_one_input(function: Function, x: float, expected: float) -> None:
+    assert _gradient(function, x) == [np.float32(expected)]
+
+
+@pytest.mark.parametrize(("function", "x", "y", "dx", "dy"), _TWO_INPUTS)
+def test_gradient_of_two_inputs(function: Function, x: float, y: float, dx: float, dy: float) -> None:
+    np.testing.assert_array_equal(_gradient(function, x, y), np.array([dx, dy], np.float32))
+
+
+def test_an_infinity_in_the_branch_not_taken_gives_nan() -> None:
+    dx = _gradient(lambda x: raw.SelectV2(raw.Greater(x, 0), raw.Sqrt(x), x), 0.0)
+    assert np.isnan(dx[0])
+
+
+def test_top_k_takes_the_first_of_equal_entries() -> None:
+    dx = _gradient(lambda x: raw.TopKV2.outputs(x, 2)[0], [1.0, 3.0, 2.0, 3.0, 3.0])
+    np.testing.assert_array_equal(dx[0], [0, 1, 0, 1, 0])
+
+
+def test_equal_entries_share_the_gradient_of_the_nth_element() -> None:
+    dx = _gradient(lambda x: raw.NthElement(x, 1), [1.0, 3.0, 3.0, 4.0])
+    np.testing.assert_array_equal(dx[0], [0, 0.5, 0.5, 0])
+
+
+def test_a_bound_below_the_other_wins_as_the_lower_one() -> None:
+    assert _value(lambda x: raw.ClipByValue(x, 2.0, 1.0), 1.5) == 2.0
+
+
+def test_floor_division_floors_the_rounded_quotient() -> None:
+    # 1/0.1 rounds to 10 in float32, although 10 * float32(0.1) is a little more than 1.
+    assert _value(lambda x: raw.FloorDiv(x, 0.1), 1.0) == 10.0
+
+
+def _value(function: Function, x: float) -> Any:
+    graph = Graph()
+    with graph.as_default():
+        return run([function(graph.constant(np.float32(x)))], [], [])[0]
+
+
+def test_cross_entropy_counts_labels_that_do_not_sum_to_one() -> None:
+    # loss = Σ l (log Σ exp x - x); at x = 0 with two classes and l = [1, 1]: dx = 2 [1/2, 1/2] - [1, 1] = 0.
+    def loss(features: Tensor) -> Tensor:
+        return raw.SoftmaxCrossEntropyWithLogits.outputs(features, np.ones((1, 2), np.float32))[0]
+
+    np.testing.assert_allclose(_gradient(loss, [[0.0, 0.0]])[0], [[0, 0]], atol=1e-6)
+
+
+def test_prevent_gradient_refuses() -> None:
+    with pytest.raises(NoGradient, match="explicitly disabled"):
+        _gradient(raw.PreventGradient, 1.0)
+
+
+def test_check_numerics_names_what_it_found() -> None:
+    graph = Graph()
+    with graph.as_default():
+        y = raw.CheckNumerics(graph.constant(np.array([1, np.nan, np.inf], np.float32)), message="weights")
+    with pytest.raises(InvalidArgument, match=r"weights : Tensor had \+Inf and NaN values"):
+        run([y], [], [])
+
+
+def test_integer_division_by_zero_is_zero() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x, zero = graph.constant(np.array([-7, 7], np.int32)), graph.constant(np.zeros(2, np.int32))
+        quotients = [op(x, zero) for op in (raw.FloorDiv, raw.TruncateDiv, raw.FloorMod, raw.Mod)]
+    for value in run(quotients, [], []):
+        np.testing.assert_array_equal(value, [0, 0])
