@@ -199,13 +199,14 @@ class GraphStore:
             self._heads[name] = Record(*row)
             return self._heads[name]
 
-    def read(self, name: str) -> bytes:
-        """The serialised GraphDef. Raises NotFound."""
+    def read(self, record: Record) -> bytes | None:
+        """The serialised GraphDef, or None where the graph has changed since."""
         with self._lock:
-            row = self._database.execute("SELECT graph_def FROM graphs WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            raise NotFound(f"There is no graph {name!r}: create it first.", graph=name)
-        return row[0]
+            row = self._database.execute(
+                "SELECT graph_def FROM graphs WHERE name = ? AND version = ? AND digest = ?",
+                (record.name, record.version, record.digest),
+            ).fetchone()
+        return None if row is None else row[0]
 
     def page(self, page_size: int, page_token: str) -> tuple[list[Record], str]:
         """A page of graphs, the newest first, and the token of the next one."""

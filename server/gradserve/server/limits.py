@@ -31,6 +31,11 @@ class Limits:
     max_sessions: int = _bound(64, "Open sessions.")
     max_request_ids: int = _bound(4096, "Answers remembered for repeated request ids.")
 
+    @staticmethod
+    def names() -> list[str]:
+        """The bounds, in order."""
+        return [entry.name for entry in fields(Limits)]
+
     def check(self, name: str, value: int, what: str, remedy: str) -> None:
         """Raises LimitExceeded where the value is over the bound of that name."""
         bound = getattr(self, name)

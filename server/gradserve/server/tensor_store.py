@@ -6,6 +6,7 @@ chunk at a time: a tensor of any size needs the memory of one chunk.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import math
 import os
@@ -65,6 +66,12 @@ class Upload:
             )
         self._digest.update(chunk)
         self._file.write(chunk)
+
+    def fill(self, array: Array) -> None:
+        """Takes all bytes of a contiguous array."""
+        data = memoryview(array.view(np.uint8).reshape(-1)) if array.ndim else memoryview(array.tobytes())
+        for start in range(0, len(data), 16 * CHUNK_BYTES):
+            self.write(data[start : start + 16 * CHUNK_BYTES])
 
     def finish(self) -> wire.TensorHeader:
         """Puts the tensor in the store. Raises InvalidArgument where bytes are missing or the digest is another."""
@@ -163,22 +170,20 @@ class TensorStore:
         self.size_bytes += header.size_bytes
         self.sweep()
 
-    def write(self, array: Array, dtype: int) -> str:
-        """Stores a result and returns its name. Slow for large ones: call it on a thread."""
+    async def write(self, array: Array, dtype: int) -> str:
+        """Stores a result and returns its name; the bytes are digested and written on a thread."""
         contiguous = np.ascontiguousarray(array)
         header = wire.TensorHeader(dtype=dtype, dims=array.shape, size_bytes=contiguous.nbytes)  # pyright: ignore[reportArgumentType]
         upload = self.begin(header)
         try:
-            data = memoryview(contiguous.view(np.uint8).reshape(-1)) if contiguous.size else memoryview(b"")
-            for start in range(0, len(data), 16 * CHUNK_BYTES):
-                upload.write(data[start : start + 16 * CHUNK_BYTES])
+            await asyncio.to_thread(upload.fill, contiguous)
             return upload.finish().name
         finally:
             upload.close()
 
-    def write_bytes(self, data: bytes) -> str:
+    async def write_bytes(self, data: bytes) -> str:
         """Stores plain bytes as a vector of uint8."""
-        return self.write(np.frombuffer(data, np.uint8), dtypes.as_dtype(np.uint8).number)
+        return await self.write(np.frombuffer(data, np.uint8), dtypes.as_dtype(np.uint8).number)
 
     def chunks(self, name: str, offset: int) -> Iterator[bytes]:
         """The bytes from an offset on, in chunks. Raises NotFound, InvalidArgument."""

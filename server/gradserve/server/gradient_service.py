@@ -1,0 +1,432 @@
+"""GradientService: decode, call, encode.
+
+What a request needs beyond its values (parsed graph, added gradients, names to fetch) is prepared once, on a
+thread, and found again by the digest of the graph and the bytes of the options. A warm request looks it up, runs
+its plan and encodes the results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from gradserve.errors import InvalidArgument
+from gradserve.graph import codec, dtypes
+from gradserve.graph.dtypes import DType
+from gradserve.graph.graph import Graph, IndexedSlices
+from gradserve.graph.shapes import num_elements
+from gradserve.server import graphs
+from gradserve.server.caches import Cache
+from gradserve.server.differentiate import (
+    PARTS,
+    Seeds,
+    as_constant,
+    as_placeholder,
+    differentiate,
+    no_gradient,
+    seed_name,
+    split_seeds,
+    symbolic,
+)
+from gradserve.server.graphs import GraphStore, GraphVersion, Record
+from gradserve.server.limits import Limits
+from gradserve.server.runtime import Runtime, StepOptions
+from gradserve.server.sessions import Session, Sessions
+from gradserve.server.telemetry import Telemetry
+from gradserve.server.tensor_store import TensorStore
+from gradserve.server.values import INLINE_BYTES, Array, Encoder, canonical, decode_feeds
+from gradserve.v1 import gradient_service_pb2 as wire
+from gradserve.v1 import gradient_service_pb2_grpc, graph_pb2
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a kind of request compiles to, before it is planned.
+
+    Attributes:
+        key: tells it apart from every other one.
+        graph: with the gradients added.
+        fetches: names of the tensors to compute, each once.
+        dtypes: their dtypes.
+        gradients: for each x the position of its gradient among the fetches, the three positions of a sparse one,
+            or why there is none.
+        ys, extra: names as the request gave them, and positions among the fetches.
+        targets: nodes to run.
+    """
+
+    key: Hashable
+    graph: Graph
+    fetches: tuple[str, ...]
+    dtypes: tuple[DType, ...]
+    gradients: tuple[int | tuple[int, int, int] | wire.NoGradient, ...]
+    ys: tuple[tuple[str, int], ...]
+    extra: tuple[tuple[str, int], ...]
+    targets: tuple[str, ...]
+
+
+class _Fetches:
+    """Names to fetch, each once."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.positions: dict[str, int] = {}
+
+    def add(self, name: str) -> int:
+        return self.positions.setdefault(self.graph.tensor(name).name, len(self.positions))
+
+    def dtypes(self) -> tuple[DType, ...]:
+        return tuple(self.graph.tensor(name).dtype.base for name in self.positions)
+
+
+def _finish(
+    key: Hashable,
+    graph: Graph,
+    gradients: tuple[int | tuple[int, int, int] | wire.NoGradient, ...],
+    found: _Fetches,
+    ys: Sequence[str],
+    extra: Sequence[str],
+    targets: Sequence[str],
+) -> Prepared:
+    y_positions = tuple((name, found.add(name)) for name in ys)
+    extra_positions = tuple((name, found.add(name)) for name in extra)
+    for name in targets:
+        graph.node(name.removeprefix("^"))
+    return Prepared(
+        key,
+        graph,
+        tuple(found.positions),
+        found.dtypes(),
+        gradients,
+        y_positions,
+        extra_positions,
+        tuple(name.removeprefix("^") for name in targets),
+    )
+
+
+def prepare_run(key: Hashable, version: GraphVersion, request: wire.RunRequest) -> Prepared:
+    """Checks the names of a plain run. Raises NotFound, InvalidArgument."""
+    graph = version.graph()
+    return _finish(key, graph, (), _Fetches(graph), (), request.fetches, request.targets)
+
+
+def prepare_gradients(
+    key: Hashable, version: GraphVersion, request: wire.ComputeGradientsRequest, arrays: tuple[Array, ...]
+) -> Prepared:
+    """Adds the gradients to a copy of the graph. Raises the errors of `gradients`."""
+    graph = version.copy()
+    entries = differentiate(graph, request.gradients, arrays, as_placeholder)
+    found = _Fetches(graph)
+    positions: list[int | tuple[int, int, int] | wire.NoGradient] = []
+    for entry, reason in zip(entries, entries.reasons, strict=True):
+        if entry is None:
+            positions.append(no_gradient(reason))
+        elif isinstance(entry, IndexedSlices):
+            values, indices, dense_shape = (found.add(getattr(entry, part).name) for part in PARTS)
+            positions.append((values, indices, dense_shape))
+        else:
+            positions.append(found.add(entry.name))
+    ys = request.gradients.ys if request.return_ys else ()
+    return _finish(key, graph, tuple(positions), found, ys, request.fetches, request.targets)
+
+
+def step_options(options: wire.RunOptions) -> StepOptions:
+    """The runtime's form of the options."""
+    return StepOptions(allow_soft_placement=options.allow_soft_placement)
+
+
+class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
+    """The public service."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        store: GraphStore,
+        sessions: Sessions,
+        tensors: TensorStore,
+        limits: Limits,
+        telemetry: Telemetry,
+    ) -> None:
+        self.runtime = runtime
+        self.store = store
+        self.sessions = sessions
+        self.tensors = tensors
+        self.limits = limits
+        self.telemetry = telemetry
+        self._versions: Cache[bytes, GraphVersion] = Cache(limits.max_cached_graphs)
+        self._prepared: Cache[Hashable, Prepared] = Cache(limits.max_cached_requests)
+        self._changes = asyncio.Lock()  # held while a stored graph changes
+
+    # Graphs
+
+    async def CreateGraph(self, request: wire.CreateGraphRequest, context: Any) -> wire.CreateGraphResponse:
+        name = graphs.resource_name("graphs", request.graph_id)
+        version = await self._version_of(self._graph_bytes(request.graph))
+        record = await asyncio.to_thread(self.store.create, name, version)
+        return wire.CreateGraphResponse(graph=record.message())
+
+    async def ExtendGraph(self, request: wire.ExtendGraphRequest, context: Any) -> wire.ExtendGraphResponse:
+        addition = self._graph_bytes(request.addition)
+        async with self._changes:
+            record, version = await self._stored(request.name)
+            record.check(request.etag)
+            extended = await asyncio.to_thread(graphs.extend, version.data, addition)
+            record = await self._replace(record, extended)
+        return wire.ExtendGraphResponse(graph=record.message())
+
+    async def GetGraph(self, request: wire.GetGraphRequest, context: Any) -> wire.GetGraphResponse:
+        if not request.include_graph_def:
+            return wire.GetGraphResponse(graph=self.store.get(request.name).message())
+        record, version = await self._stored(request.name)
+        response = wire.GetGraphResponse(graph=record.message())
+        await self._encode_graph(response.graph_value, version.data)
+        return response
+
+    async def ListGraphs(self, request: wire.ListGraphsRequest, context: Any) -> wire.ListGraphsResponse:
+        records, token = await asyncio.to_thread(self.store.page, request.page_size, request.page_token)
+        return wire.ListGraphsResponse(graphs=[record.message() for record in records], next_page_token=token)
+
+    async def DeleteGraph(self, request: wire.DeleteGraphRequest, context: Any) -> wire.DeleteGraphResponse:
+        async with self._changes:
+            await asyncio.to_thread(self.store.delete, request.name, request.etag)
+        return wire.DeleteGraphResponse()
+
+    async def AddGradients(self, request: wire.AddGradientsRequest, context: Any) -> wire.AddGradientsResponse:
+        kind = request.source.WhichOneof("source")
+        if kind == "session":
+            raise InvalidArgument(
+                "A session's graph does not change: add the gradients to the stored graph and open a session on it.",
+                session=request.source.session,
+            )
+        if kind != "graph":
+            version, _ = await self._source(request.source)
+            names, added, _ = await asyncio.to_thread(self._add, version, request.gradients)
+            record = None
+        else:
+            async with self._changes:
+                record, version = await self._stored(request.source.graph)
+                record.check(request.etag)
+                names, added, extended = await asyncio.to_thread(self._add, version, request.gradients)
+                record = await self._replace(record, extended)
+        response = wire.AddGradientsResponse(gradients=names, graph=record and record.message())
+        await self._encode_graph(response.added, added)
+        return response
+
+    def _add(
+        self, version: GraphVersion, options: wire.GradientOptions
+    ) -> tuple[list[wire.SymbolicGradient], bytes, bytes]:
+        """The names of the results, the new nodes, and the whole graph."""
+        seeds = split_seeds(options, self.tensors)
+        graph = version.copy()
+        start = len(graph)
+        found = differentiate(graph, options, seeds.arrays, as_constant)
+        added = graph_pb2.GraphDef(node=[codec.node_to_message(node) for node in graph.nodes[start:]])
+        return symbolic(found), graphs.serialize(added), graphs.serialize(codec.graph_to_message(graph))
+
+    async def _replace(self, record: Record, data: bytes) -> Record:
+        version = await self._version_of(data)
+        return await asyncio.to_thread(self.store.replace, record, version)
+
+    async def _encode_graph(self, value: wire.GraphValue, data: bytes) -> None:
+        if len(data) > INLINE_BYTES:
+            value.reference = await self.tensors.write_bytes(data)
+        else:
+            value.graph_def.MergeFromString(data)
+
+    def _graph_bytes(self, value: wire.GraphValue) -> bytes:
+        match value.WhichOneof("kind"):
+            case "graph_def":
+                return graphs.serialize(value.graph_def)
+            case "serialized":
+                return value.serialized
+            case "reference":
+                array = self.tensors.array(value.reference)
+                if array.dtype.num != dtypes.as_dtype("uint8").numpy.num:
+                    raise InvalidArgument(
+                        f"{value.reference} holds {array.dtype}, and a graph is a vector of uint8.",
+                        tensor=value.reference,
+                    )
+                return array.tobytes()
+            case _:
+                raise InvalidArgument("The request has no graph: set graph_def, serialized or reference.")
+
+    async def _version_of(self, data: bytes) -> GraphVersion:
+        return await self._versions.get(
+            graphs.digest_of(data), lambda: asyncio.to_thread(GraphVersion, data, self.limits)
+        )
+
+    async def _stored(self, name: str) -> tuple[Record, GraphVersion]:
+        """A stored graph and its content."""
+        while True:
+            record = self.store.get(name)
+            version = self._versions.find(record.digest)
+            if version is not None:
+                return record, version
+            data = await asyncio.to_thread(self.store.read, record)
+            if data is not None:
+                return record, await self._version_of(data)
+
+    async def _source(self, source: wire.GraphSource) -> tuple[GraphVersion, Session | None]:
+        match source.WhichOneof("source"):
+            case "session":
+                session = self.sessions.get(source.session)
+                return session.version, session
+            case "graph":
+                return (await self._stored(source.graph))[1], None
+            case "inline":
+                return await self._version_of(self._graph_bytes(source.inline)), None
+            case _:
+                raise InvalidArgument("The request has no source: set inline, graph or session.")
+
+    # Steps
+
+    async def Run(self, request: wire.RunRequest, context: Any) -> wire.RunResponse:
+        version, session = await self._source(request.source)
+        key = (version.digest, tuple(request.fetches), tuple(request.targets))
+        prepared = self._prepared.find(key) or await self._prepared.get(
+            key, lambda: asyncio.to_thread(prepare_run, key, version, request)
+        )
+        feeds = decode_feeds(request.feeds, self.tensors)
+        results = await self._step(prepared, feeds, session, request.options)
+        response = wire.RunResponse()
+        await self._encode(response.fetches, prepared.extra, prepared, results, Encoder(self.tensors))
+        return response
+
+    async def ComputeGradients(
+        self, request: wire.ComputeGradientsRequest, context: Any
+    ) -> wire.ComputeGradientsResponse:
+        version, session = await self._source(request.source)
+        seeds = split_seeds(request.gradients, self.tensors)
+        prepared = await self._prepare_gradients(version, request, seeds)
+        feeds = decode_feeds(request.feeds, self.tensors)
+        for k, array in enumerate(seeds.arrays):
+            feeds[seed_name(k)] = array
+        results = await self._step(prepared, feeds, session, request.options)
+        response = wire.ComputeGradientsResponse()
+        encoder = Encoder(self.tensors)
+        for entry in prepared.gradients:
+            gradient = response.gradients.add()
+            if isinstance(entry, int):
+                await encoder.encode(gradient.dense, results[entry], prepared.dtypes[entry])
+            elif isinstance(entry, tuple):
+                for part, position in zip(PARTS, entry, strict=True):
+                    value = getattr(gradient.indexed_slices, part)
+                    await encoder.encode(value, results[position], prepared.dtypes[position])
+            else:
+                gradient.none.CopyFrom(entry)
+        await self._encode(response.ys, prepared.ys, prepared, results, encoder)
+        await self._encode(response.fetches, prepared.extra, prepared, results, encoder)
+        return response
+
+    async def _prepare_gradients(
+        self, version: GraphVersion, request: wire.ComputeGradientsRequest, seeds: Seeds
+    ) -> Prepared:
+        key = (version.digest, seeds.key, request.return_ys, tuple(request.fetches), tuple(request.targets))
+        return self._prepared.find(key) or await self._prepared.get(
+            key, lambda: asyncio.to_thread(prepare_gradients, key, version, request, seeds.arrays)
+        )
+
+    async def _step(
+        self, prepared: Prepared, feeds: Mapping[str, Array], session: Session | None, options: wire.RunOptions
+    ) -> Sequence[Array]:
+        async with nullcontext() if session is None else self.sessions.turn(session) as variables:
+            return await self.runtime.run(
+                prepared.key,
+                prepared.graph,
+                feeds,
+                prepared.fetches,
+                prepared.targets,
+                variables=variables,
+                options=step_options(options),
+            )
+
+    async def _encode(
+        self,
+        values: Any,
+        positions: Sequence[tuple[str, int]],
+        prepared: Prepared,
+        results: Sequence[Array],
+        encoder: Encoder,
+    ) -> None:
+        for name, position in positions:
+            entry = values.add(name=name)
+            await encoder.encode(entry.value, results[position], prepared.dtypes[position])
+
+    # Sessions
+
+    async def CreateSession(self, request: wire.CreateSessionRequest, context: Any) -> wire.CreateSessionResponse:
+        version, other = await self._source(request.source)
+        if other is not None:
+            raise InvalidArgument("A session is opened on a graph, stored or inline, not on another session.")
+        record = self.store.get(request.source.graph) if request.source.WhichOneof("source") == "graph" else None
+        feeds = decode_feeds(request.feeds, self.tensors)
+        session = self.sessions.open(
+            request.session_id, version, record.name if record else "", record.version if record else 0
+        )
+        try:
+            if request.init_targets:
+                plain = wire.RunRequest(targets=request.init_targets)
+                key = (version.digest, (), tuple(request.init_targets))
+                prepared = await self._prepared.get(key, lambda: asyncio.to_thread(prepare_run, key, version, plain))
+                await self._step(prepared, feeds, session, request.options)
+                session.steps = 0
+        except BaseException:
+            self.sessions.close(session)
+            raise
+        return wire.CreateSessionResponse(session=session.message())
+
+    async def SaveSession(self, request: wire.SaveSessionRequest, context: Any) -> wire.SaveSessionResponse:
+        return wire.SaveSessionResponse(checkpoint=await self.sessions.save(request.name, request.checkpoint_id))
+
+    async def RestoreSession(self, request: wire.RestoreSessionRequest, context: Any) -> wire.RestoreSessionResponse:
+        session = await self.sessions.restore(request.name)
+        return wire.RestoreSessionResponse(session=session.message())
+
+    async def DeleteSession(self, request: wire.DeleteSessionRequest, context: Any) -> wire.DeleteSessionResponse:
+        await self.sessions.delete(request.name, request.delete_checkpoints)
+        return wire.DeleteSessionResponse()
+
+    async def ListSessions(self, request: wire.ListSessionsRequest, context: Any) -> wire.ListSessionsResponse:
+        sessions, token = self.sessions.page(request.page_size, request.page_token)
+        return wire.ListSessionsResponse(sessions=[session.message() for session in sessions], next_page_token=token)
+
+    # Plans and workers
+
+    async def GetCluster(self, request: wire.GetClusterRequest, context: Any) -> wire.GetClusterResponse:
+        used = {
+            "max_store_bytes": self.tensors.size_bytes,
+            "max_cached_graphs": len(self._versions),
+            "max_cached_requests": len(self._prepared),
+            "max_sessions": len(self.sessions),
+        }
+        workers = [
+            wire.Worker(
+                name=worker.name,
+                device=worker.device,
+                engine=worker.engine,
+                pid=worker.pid,
+                alive=worker.state == "ready",
+                threads=worker.threads,
+                memory_bytes=worker.memory_bytes,
+                restarts=worker.restarts,
+                state=worker.state,
+            )
+            for worker in self.runtime.cluster()
+        ]
+        limits = [
+            wire.Limit(name=name, value=getattr(self.limits, name), used=used.get(name, -1))
+            for name in self.limits.names()
+        ]
+        return wire.GetClusterResponse(
+            version=VERSION,
+            workers=workers,
+            limits=limits,
+            uptime_seconds=self.telemetry.uptime_seconds,
+            requests=self.telemetry.requests,
+            graph_count=self.store.count(),
+            session_count=len(self.sessions),
+        )
