@@ -28,12 +28,12 @@ from gradserve.autodiff.aggregate import (
     deduplicate,
     densify,
 )
-from gradserve.autodiff.unbroadcast import unbroadcast
 from gradserve.autodiff.why_none import Reason, explain
 from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
 from gradserve.graph import dtypes, op, shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
 from gradserve.graph.op import NoRule, Op, raw
+from gradserve.graph.unbroadcast import unbroadcast
 
 UNCONNECTED = ("none", "zero")
 

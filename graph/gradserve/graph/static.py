@@ -62,7 +62,7 @@ def _compute(tensor: Tensor, depth: int) -> np.ndarray[Any, Any] | None:
         return node.attrs["value"]
     if definition.static is not None:
         return definition.static(node, node.attrs, *node.arguments())
-    if definition.kernel is None or definition.stateful or definition.dynamic or not node.inputs:
+    if definition.kernel is None or definition.stateful or not node.inputs:
         return None
     count = shapes.num_elements(tensor.shape)
     if tensor.dtype.kind not in "iub" or (count is not None and count > _LARGEST):

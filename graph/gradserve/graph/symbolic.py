@@ -1,0 +1,40 @@
+"""Shape arithmetic for gradient rules: constants where shapes are static, nodes where they are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradserve.graph import shapes, static
+from gradserve.graph.graph import Tensor
+from gradserve.graph.op import raw
+
+IntVector = Any
+"""A NumPy int32 vector, or a Tensor of one: what the shape inputs of raw ops take."""
+
+
+def shape_of(x: Tensor) -> IntVector:
+    """The shape of x."""
+    return np.array(x.shape, np.int32) if shapes.is_static(x.shape) else raw.Shape(x)
+
+
+def kept_shape(x: Tensor, axes: Tensor) -> IntVector:
+    """The shape of x reduced over the axes, with each of them kept as 1."""
+    if x.shape is not None and shapes.is_static(x.shape):
+        known = static.axes(axes, len(x.shape))
+        if known is not None:
+            return np.array([1 if k in known else size for k, size in enumerate(x.shape)], np.int32)
+    rank = raw.Rank(x)
+    positive = raw.FloorMod(raw.Cast(raw.Reshape(axes, [-1]), DstT="int32") + rank, rank)
+    return raw.DynamicStitch([raw.Range(0, rank, 1), positive], [raw.Shape(x), raw.OnesLike(positive)])
+
+
+def spread(dy: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> Tensor:
+    """dy, the cotangent of a reduction of x over the axes, broadcast back to the shape of x."""
+    return raw.BroadcastTo(with_kept(dy, x, axes, keep_dims=keep_dims), shape_of(x))
+
+
+def with_kept(y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> Tensor:
+    """y, a reduction of x over the axes, with each axis kept as 1."""
+    return y if keep_dims else raw.Reshape(y, kept_shape(x, axes))

@@ -1,0 +1,419 @@
+"""Reductions, scans, sums of many, and the positions of extremes.
+
+x is the input, axes its reduction indices, y the result, dy its cotangent.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import InvalidShape
+from gradserve.graph import shapes, static
+from gradserve.graph.graph import Tensor
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw
+from gradserve.graph.shapes import Shape
+from gradserve.graph.symbolic import shape_of, spread, with_kept
+
+# Reductions over axes
+
+
+def _axes(x: Any, axes: Any) -> tuple[int, ...]:
+    return tuple(sorted({shapes.normalise_axis(int(axis), x.ndim) for axis in np.ravel(axes)}))
+
+
+def _reduced(x: Tensor, axes: Tensor, *, keep_dims: bool) -> Shape:
+    if x.shape is None:
+        return None
+    known = static.axes(axes, len(x.shape))
+    if known is None:
+        return (None,) * len(x.shape) if keep_dims else None
+    if keep_dims:
+        return tuple(1 if k in known else size for k, size in enumerate(x.shape))
+    return tuple(size for k, size in enumerate(x.shape) if k not in known)
+
+
+def _is_narrow(x: Any) -> bool:
+    return x.dtype.itemsize == 2 and x.dtype.kind in "fV"
+
+
+def _reduce(function: Callable[..., Any]) -> Rule:
+    """A kernel from a function of (xp, x, axis, keepdims); 16-bit floats are summed in float32."""
+
+    def kernel(xp: Any, x: Any, axes: Any, *, keep_dims: bool) -> Any:
+        wide = x.astype(xp.float32) if _is_narrow(x) else x
+        return xp.asarray(function(xp, wide, _axes(x, axes), keep_dims)).astype(x.dtype)
+
+    return kernel
+
+
+def _examples(domain: str, smallest: int = 0) -> Callable[[Any], list[Example]]:
+    def examples(draw: Any) -> list[Example]:
+        shape = draw.shape(0, 3, smallest)
+        rank = len(shape)
+        axes = [axis for axis in range(rank) if draw.size(0, 1)]
+        axes = [axis - rank if draw.size(0, 1) else axis for axis in axes]
+        keep_dims = bool(draw.size(0, 1))
+        return [call(getattr(draw, domain)(*shape), np.array(axes, np.int32), keep_dims=keep_dims)]
+
+    return examples
+
+
+def reduction(
+    name: str,
+    y: Callable[..., Any],
+    gradient: Rule | NoRule,
+    *,
+    types: str = "number",
+    domain: str = "normal",
+    smallest: int = 0,
+    holomorphic: bool = False,
+) -> Op:
+    """A row: a reduction of x over axes. `y` is a function of (xp, x, axis, keepdims)."""
+    return define(
+        f"{name}(input: T, reduction_indices: Tidx; keep_dims: bool = false, T: {types}, Tidx: index = int32)"
+        " -> (output: T)",
+        shape=_reduced,
+        gradient=gradient,
+        kernel=_reduce(y),
+        host=("reduction_indices",),
+        holomorphic=holomorphic,
+        examples=_examples(domain, smallest),
+    )
+
+
+def _sum_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
+    """Every term gets dy."""
+    return spread(dy, x, axes, keep_dims=keep_dims), None
+
+
+def _mean_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
+    """Every one of the n terms gets dy / n."""
+    total, left = shapes.num_elements(x.shape), shapes.num_elements(y.shape)
+    if total is not None and left is not None:
+        count: Any = max(total, 1) // max(left, 1)
+    else:
+        parts = raw.FloorDiv(raw.Size(x), raw.Maximum(raw.Size(y), 1))
+        count = raw.Cast(raw.Maximum(parts, 1), DstT=x.dtype)
+    return spread(dy, x, axes, keep_dims=keep_dims) / count, None
+
+
+def _extreme_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
+    """dy is shared equally among the terms that attain the extreme."""
+    hit = raw.Cast(raw.Equal(x, with_kept(y, x, axes, keep_dims=keep_dims)), DstT=x.dtype)
+    share = with_kept(dy, x, axes, keep_dims=keep_dims) / raw.Sum(hit, axes, keep_dims=True)
+    return hit * share, None
+
+
+def _prod_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
+    """dx_i = dy Π_{j≠i} x_j, as the product of those before i and of those after: exact where a factor is 0."""
+    known = None if x.shape is None else static.axes(axes, len(x.shape))
+    if known is not None and x.shape is not None and shapes.is_static(x.shape):
+        order = known + [k for k in range(len(x.shape)) if k not in known]
+        count = shapes.num_elements(tuple(x.shape[k] for k in known)) or 0
+        rest = shapes.num_elements(tuple(size for k, size in enumerate(x.shape) if k not in known)) or 0
+        flat_shape: Any = np.array([count, rest], np.int32)
+        permutation: Any = np.array(order, np.int32)
+        inverse: Any = np.argsort(order).astype(np.int32)
+    else:
+        rank = raw.Rank(x)
+        reduced = raw.FloorMod(raw.Cast(raw.Reshape(axes, [-1]), DstT="int32") + rank, rank)
+        others, _ = raw.ListDiff.outputs(raw.Range(0, rank, 1), reduced)
+        permutation = raw.ConcatV2([reduced, others], 0)
+        inverse = raw.InvertPermutation(permutation)
+        count = raw.Prod(raw.GatherV2(raw.Shape(x), reduced, 0), [0])
+        rest = raw.Prod(raw.GatherV2(raw.Shape(x), others, 0), [0])
+        flat_shape = raw.Pack([count, rest])
+    permuted = raw.Transpose(x, permutation)
+    flat = raw.Reshape(permuted, flat_shape)
+    before = raw.Cumprod(flat, 0, exclusive=True)
+    after = raw.Cumprod(flat, 0, exclusive=True, reverse=True)
+    others_product = raw.Transpose(raw.Reshape(before * after, shape_of(permuted)), inverse)
+    return spread(dy, x, axes, keep_dims=keep_dims) * others_product, None
+
+
+def _norm_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
+    """dx = dy x / |x|."""
+    dy, y = (with_kept(value, x, axes, keep_dims=keep_dims) for value in (dy, y))
+    return x * (dy / y), None
+
+
+def _mean(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    total = xp.sum(x, axis=axis, keepdims=keepdims)
+    count = int(np.prod([x.shape[k] for k in axis], dtype=np.int64))
+    if x.dtype.kind in "iu":
+        return total // max(count, 1)
+    return total / count if count else total * float("nan")
+
+
+def _norm(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    return xp.sqrt(xp.sum(xp.real(x * xp.conj(x)), axis=axis, keepdims=keepdims))
+
+
+def _largest(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    lowest: Any = -float("inf") if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    return xp.max(x, axis=axis, keepdims=keepdims, initial=lowest)
+
+
+def _smallest(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
+    highest: Any = float("inf") if x.dtype.kind == "f" else np.iinfo(x.dtype).max
+    return xp.min(x, axis=axis, keepdims=keepdims, initial=highest)
+
+
+# fmt: off
+#          name            y                                                                        gradient
+reduction("Sum",           lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims),   _sum_gradient)
+reduction("Mean",          _mean,                                                                   _mean_gradient, smallest=1)
+reduction("Prod",          lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims),  _prod_gradient, holomorphic=True)
+reduction("Max",           _largest,                                                                _extreme_gradient, types="real", domain="distinct")
+reduction("Min",           _smallest,                                                               _extreme_gradient, types="real", domain="distinct")
+reduction("EuclideanNorm", _norm,                                                                   _norm_gradient, smallest=1)
+# fmt: on
+
+
+def _logic(name: str) -> Op:
+    return define(
+        f"{name}(input: bool, reduction_indices: Tidx; keep_dims: bool = false, Tidx: index = int32) -> (output: bool)",
+        shape=_reduced,
+        gradient=NOT_DIFFERENTIABLE,
+        kernel=lambda xp, x, axes, *, keep_dims: getattr(xp, name.lower())(x, axis=_axes(x, axes), keepdims=keep_dims),
+        host=("reduction_indices",),
+        examples=_examples("boolean"),
+    )
+
+
+_logic("All")
+_logic("Any")
+
+
+# Sums of many terms
+
+
+def _common_shape(terms: Sequence[Tensor], **_: Any) -> Shape:
+    result: Shape = None
+    for term in terms:
+        result = shapes.merge(result, term.shape)
+    return result
+
+
+def _terms(draw: Any) -> list[Example]:
+    shape = draw.shape()
+    return [call([draw.normal(*shape) for _ in range(draw.size(1, 4))])]
+
+
+define(
+    "AddN(inputs: N * T; N: int, T: number) -> (sum: T)",
+    shape=_common_shape,
+    gradient=lambda dy, y, terms: [[dy] * len(terms)],
+    kernel=lambda xp, terms: functools.reduce(xp.add, terms),
+    examples=_terms,
+)
+define(
+    "AccumulateNV2(inputs: N * T; N: int, T: number, shape: shape) -> (sum: T)",
+    shape=lambda terms, *, shape: shape,
+    gradient=lambda dy, y, terms: [[dy] * len(terms)],
+    kernel=lambda xp, terms: functools.reduce(xp.add, terms),
+    examples=lambda draw: [call([draw.normal(2, 3), draw.normal(2, 3)], shape=(2, 3))],
+)
+
+
+# Positions of extremes
+
+
+def _without_axis(x: Tensor, axis: Tensor, **_: Any) -> Shape:
+    known = static.scalar(axis)
+    if x.shape is None or known is None:
+        return None if x.shape is None else (None,) * (len(x.shape) - 1)
+    dropped = shapes.normalise_axis(known, len(x.shape))
+    return tuple(size for k, size in enumerate(x.shape) if k != dropped)
+
+
+def _position(name: str) -> Op:
+    find = name.lower()
+    return define(
+        f"{name}(input: T, dimension: Tidx; T: type, Tidx: int16|int32|int64 = int32,"
+        " output_type: int16|int32|int64|uint16 = int64) -> (output: output_type)",
+        shape=_without_axis,
+        gradient=NOT_DIFFERENTIABLE,
+        kernel=lambda xp, x, axis, *, output_type: getattr(xp, find)(x, axis=int(axis)).astype(output_type.numpy),
+        host=("dimension",),
+        examples=lambda draw: [call(draw.distinct(draw.size(1), draw.size(1)), np.int32(draw.pick([0, 1, -1])))],
+    )
+
+
+_position("ArgMax")
+_position("ArgMin")
+
+
+# Scans
+
+
+def _scan(xp: Any, x: Any, axis: int, exclusive: bool, reverse: bool, neutral: Any, run: Callable[..., Any]) -> Any:
+    """A scan along an axis, turned around for reverse, shifted by one for exclusive."""
+    if reverse:
+        x = xp.flip(x, axis)
+    if exclusive and x.shape[axis]:
+        first = xp.full((*x.shape[:axis], 1, *x.shape[axis + 1 :]), neutral, x.dtype)
+        head = x[(slice(None),) * axis + (slice(0, x.shape[axis] - 1),)]
+        x = xp.concatenate([first, head], axis=axis)
+    y = run(x)
+    return xp.flip(y, axis) if reverse else y
+
+
+def _scan_kernel(neutral: float, run: Callable[..., Any]) -> Rule:
+    def kernel(xp: Any, x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
+        place = shapes.normalise_axis(int(axis), x.ndim)
+        wide = x.astype(xp.float32) if _is_narrow(x) else x
+        return _scan(xp, wide, place, exclusive, reverse, neutral, lambda v: run(xp, v, place)).astype(x.dtype)
+
+    return kernel
+
+
+def _scan_examples(draw: Any) -> list[Example]:
+    shape = draw.shape(1, 3)
+    axis = np.int32(draw.size(0, len(shape) - 1) - draw.pick([0, len(shape)]))
+    return [call(draw.normal(*shape), axis, exclusive=bool(draw.size(0, 1)), reverse=bool(draw.size(0, 1)))]
+
+
+def _scan_op(name: str, kernel: Rule, gradient: Rule, *, types: str = "number", holomorphic: bool = False) -> Op:
+    return define(
+        f"{name}(x: T, axis: Tidx; exclusive: bool = false, reverse: bool = false, T: {types}, Tidx: index = int32)"
+        " -> (out: T)",
+        shape=lambda x, axis: x.shape,
+        gradient=gradient,
+        kernel=kernel,
+        host=("axis",),
+        holomorphic=holomorphic,
+        examples=_scan_examples,
+    )
+
+
+def _cumsum_gradient(
+    dy: Tensor, y: Tensor, x: Tensor, axis: Tensor, *, exclusive: bool, reverse: bool
+) -> tuple[Tensor, None]:
+    """The transposed scan runs the other way."""
+    return raw.Cumsum(dy, axis, exclusive=exclusive, reverse=not reverse), None
+
+
+_LONGEST_EXACT = 256
+
+
+def _cumprod_gradient(
+    dy: Tensor, y: Tensor, x: Tensor, axis: Tensor, *, exclusive: bool, reverse: bool
+) -> tuple[Tensor, None]:
+    """dx_i = Σ_k dy_k ∂y_k/∂x_i.
+
+    Up to length 256 each ∂y_k/∂x_i is the same scan with x_i replaced by 1: exact, also where x has zeros. Beyond,
+    it is y_k / x_i as in TensorFlow, which is NaN at zeros.
+    """
+    known = static.scalar(axis)
+    if known is None or x.shape is None or (length := x.shape[known]) is None or length > _LONGEST_EXACT:
+        return raw.Cumsum(y * dy, axis, exclusive=exclusive, reverse=not reverse) / x, None
+    place = shapes.normalise_axis(known, len(x.shape))
+    kind = x.dtype.numpy
+    eye = np.eye(length, dtype=kind)
+    # Rows i of the new axis before the scanned one: x with x_i replaced by 1.
+    trailing = (1,) * (len(x.shape) - place - 1)
+    own = eye.reshape(length, length, *trailing)
+    replaced = raw.ExpandDims(x, np.int32(place)) * (1 - own).astype(kind) + own
+    scanned = raw.Cumprod(replaced, np.int32(place + 1), exclusive=exclusive, reverse=reverse)
+    reach = np.tril(np.ones((length, length), kind), -1 if exclusive else 0).T  # k after i
+    reach = (reach.T if reverse else reach).reshape(length, length, *trailing)
+    terms = scanned * reach * raw.ExpandDims(dy, np.int32(place))
+    return raw.Sum(terms, np.array([place + 1], np.int32)), None
+
+
+def _cumulative_logsumexp_gradient(
+    dy: Tensor, y: Tensor, x: Tensor, axis: Tensor, *, exclusive: bool, reverse: bool
+) -> tuple[Tensor, None]:
+    """dx_i = Σ_k dy_k exp(x_i - y_k), summed in the log domain for each sign of dy so that nothing overflows."""
+
+    def part(weight: Tensor) -> Tensor:
+        there = raw.Greater(weight, 0)
+        log_weight = raw.Log(raw.SelectV2(there, weight, raw.OnesLike(weight)))
+        lowest = np.array(np.finfo(np.float32).min if x.dtype.size == 4 else -1e300, x.dtype.numpy)
+        term = raw.SelectV2(there, log_weight - y, raw.BroadcastTo(lowest, shape_of(y)))
+        total = raw.CumulativeLogsumexp(term, axis, exclusive=exclusive, reverse=not reverse)
+        return raw.Exp(total + x)
+
+    return part(dy) - part(-dy), None
+
+
+_scan_op("Cumsum", _scan_kernel(0.0, lambda xp, x, axis: xp.cumsum(x, axis=axis)), _cumsum_gradient)
+_scan_op(
+    "Cumprod",
+    _scan_kernel(1.0, lambda xp, x, axis: xp.cumprod(x, axis=axis)),
+    _cumprod_gradient,
+    holomorphic=True,
+)
+_scan_op(
+    "CumulativeLogsumexp",
+    _scan_kernel(-float("inf"), lambda xp, x, axis: xp.logaddexp.accumulate(x, axis=axis)),
+    _cumulative_logsumexp_gradient,
+    types="floating",
+)
+
+
+# Counting
+
+
+def _bincount(xp: Any, values: Any, size: Any, weights: Any) -> Any:
+    """Sums the weights (ones where there are none) of equal values; values of `size` and more are dropped."""
+    count = int(size)
+    flat = xp.ravel(values)
+    inside = flat < count
+    weight = xp.ravel(weights) if weights.size else xp.ones(flat.shape, weights.dtype)
+    one_hot = (flat[:, None] == xp.arange(count)[None, :]) & inside[:, None]
+    return xp.sum(xp.where(one_hot, weight[:, None], 0), axis=0).astype(weights.dtype)
+
+
+def _bincount_gradient(dy: Tensor, y: Tensor, values: Tensor, size: Tensor, weights: Tensor) -> Any:
+    """A weight gets the cotangent of the bin that it falls into, 0 where it falls into none."""
+    if shapes.num_elements(weights.shape) == 0:
+        return None, None, raw.ZerosLike(weights)
+    inside = raw.Less(values, size)
+    place = raw.SelectV2(inside, values, raw.ZerosLike(values))
+    return None, None, raw.SelectV2(inside, raw.GatherV2(dy, place, 0), raw.ZerosLike(weights))
+
+
+define(
+    "Bincount(arr: int32, size: int32, weights: T; T: float32|float64|int32|int64) -> (bins: T)",
+    shape=lambda values, size, weights: (static.scalar(size),),
+    gradient=_bincount_gradient,
+    kernel=_bincount,
+    host=("size",),
+    examples=lambda draw: [call(draw.integers(0, 5, n := draw.size(1)), np.int32(4), draw.normal(n))],
+)
+
+
+def _broadcast_axes(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
+    """For each of two shapes, the axes over which a cotangent of the broadcast shape is summed for it."""
+    left, right = [int(size) for size in a], [int(size) for size in b]
+    try:
+        full = np.broadcast_shapes(tuple(left), tuple(right))
+    except ValueError:
+        raise InvalidShape(f"Shapes {left} and {right} can't be broadcast together.", a=left, b=right) from None
+    rank = len(full)
+
+    def axes(shape: list[int], other: list[int]) -> Any:
+        padded = [1] * (rank - len(shape)) + shape
+        beside = [1] * (rank - len(other)) + other
+        lead = rank - len(shape)
+        found = [k for k in range(rank) if padded[k] == 1 and (beside[k] != 1 or k < lead or rank - len(other) > k)]
+        return np.array(found, a.dtype)
+
+    return axes(left, right), axes(right, left)
+
+
+define(
+    "BroadcastGradientArgs(s0: T, s1: T; T: index = int32) -> (r0: T, r1: T)",
+    shape=lambda a, b: [(None,), (None,)],
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_broadcast_axes,
+    host=("s0", "s1"),
+    dynamic=True,
+    examples=lambda draw: [call(np.array([2, 1, 3], np.int32), np.array([4, 1], np.int32))],
+)
