@@ -23,9 +23,9 @@ _ONE_INPUT: list[tuple[Function, float, float]] = [
     (raw.Relu,                                 0.0, 0.0),
     (raw.Relu6,                                0.0, 0.0),
     (raw.Relu6,                                6.0, 0.0),
-    (raw.LeakyRelu,                            0.0, np.float32(0.2)),
+    (raw.LeakyRelu,                            0.0, 0.2),
     (raw.Elu,                                  0.0, 1.0),
-    (raw.Selu,                                 0.0, np.float32(1.0507009873554805)),
+    (raw.Selu,                                 0.0, 1.0507009873554805),
     (raw.Abs,                                  0.0, 0.0),
     (raw.Sign,                                 0.0, 0.0),
     (raw.Softsign,                             0.0, 1.0),
@@ -76,6 +76,15 @@ def test_an_infinity_in_the_branch_not_taken_gives_nan() -> None:
 def test_top_k_takes_the_first_of_equal_entries() -> None:
     dx = _gradient(lambda x: raw.TopKV2.outputs(x, 2)[0], [1.0, 3.0, 2.0, 3.0, 3.0])
     np.testing.assert_array_equal(dx[0], [0, 1, 0, 1, 0])
+
+
+def test_unsorted_top_k_lies_as_in_a_heap() -> None:
+    # The heap of 5, 1, 9, 3 without its worst is 3, 5, 9. For 7 the 3 goes: 5, 9, then 7. For 2 nothing changes.
+    graph = Graph()
+    with graph.as_default():
+        values, indices = raw.TopKV2.outputs(graph.constant([5.0, 1.0, 9.0, 3.0, 7.0, 2.0]), 3, sorted=False)
+    for got, expected in zip(run([values, indices], [], []), ([5, 9, 7], [0, 2, 4]), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_equal_entries_share_the_gradient_of_the_nth_element() -> None:

@@ -12,6 +12,8 @@ from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 
+_SHORT_ROW = 16
+
 
 def _descending(xp: Any, x: Any) -> Any:
     """The indices that sort rows from the largest down; of equal entries the first comes first."""
@@ -19,10 +21,75 @@ def _descending(xp: Any, x: Any) -> Any:
     return x.shape[-1] - 1 - backwards[..., ::-1]
 
 
-def _top(xp: Any, x: Any, k: int, kind: Any) -> Any:
-    if not 0 <= k <= x.shape[-1]:
-        raise InvalidArgument(f"k is {k}, but a row has {x.shape[-1]} entries.", k=k, entries=x.shape[-1])
-    indices = _descending(xp, x)[..., :k]
+def _sifted(xp: Any, heap: Any, root: int) -> Any:
+    """The heaps with the entry at `root` sunk to its place: each parent is larger than its children."""
+    size = heap.shape[-1]
+    slots = xp.arange(size)
+    value = heap[..., root : root + 1]
+    hole = xp.full_like(value, root)
+
+    def entry(slot: Any) -> Any:
+        inside = xp.take_along_axis(heap, xp.minimum(slot, size - 1), axis=-1)
+        return xp.where(slot < size, inside, -1)
+
+    for _ in range(size.bit_length()):
+        left, right = entry(2 * hole + 1), entry(2 * hole + 2)
+        larger = xp.maximum(left, right)
+        heap = xp.where((slots == hole) & (larger > value), larger, heap)
+        hole = xp.where(larger > value, 2 * hole + xp.where(right > left, 2, 1), hole)
+    return xp.where(slots == hole, value, heap)
+
+
+def _with(xp: Any, heap: Any, entry: Any) -> Any:
+    """The heaps with one more entry: put last, it rises past smaller parents."""
+    heap = xp.concatenate([heap, entry], axis=-1)
+    slots = xp.arange(heap.shape[-1])
+    slot = heap.shape[-1] - 1
+    while slot:
+        parent = (slot - 1) // 2
+        below, above = heap[..., slot : slot + 1], heap[..., parent : parent + 1]
+        heap = xp.where(slots == slot, xp.minimum(below, above), heap)
+        heap = xp.where(slots == parent, xp.maximum(below, above), heap)
+        slot = parent
+    return heap
+
+
+def _without_first(xp: Any, heap: Any) -> Any:
+    """The heaps without their largest entry: the last takes its place and sinks."""
+    return _sifted(xp, xp.concatenate([heap[..., -1:], heap[..., 1:-1]], axis=-1), 0)
+
+
+def _heap_order(xp: Any, order: Any, k: int) -> Any:
+    """The first k of `order` (1 < k < size) as they lie in the heap that TensorFlow keeps, worst first.
+
+    The heap takes the entries of a row as they come; it compares them by their rank in `order`.
+    """
+    ranks = xp.argsort(order, axis=-1)
+    heap = ranks[..., : k + 1]
+    for root in reversed(range((k + 1) // 2)):
+        heap = _sifted(xp, heap, root)
+    heap = _without_first(xp, heap)
+    for column in range(k + 1, order.shape[-1]):
+        entry = ranks[..., column : column + 1]
+        pushed = _with(xp, _without_first(xp, heap), entry)
+        heap = xp.where(entry < heap[..., :1], pushed, heap)
+    return xp.take_along_axis(order, heap, axis=-1)
+
+
+def _top(xp: Any, x: Any, k: int, kind: Any, *, is_sorted: bool = True) -> Any:
+    """The k largest of each row and their indices.
+
+    Unsorted ones may come in any order. In short rows they come in TensorFlow's, which costs little there, so that
+    a small graph gives the same numbers; in long rows they are sorted too.
+    """
+    size = x.shape[-1]
+    if not 0 <= k <= size:
+        raise InvalidArgument(f"k is {k}, but a row has {size} entries.", k=k, entries=size)
+    order = _descending(xp, x)
+    if is_sorted or k in (0, 1, size) or size > _SHORT_ROW:
+        indices = order[..., :k]
+    else:
+        indices = _heap_order(xp, order, k)
     return xp.take_along_axis(x, indices, axis=-1), indices.astype(kind)
 
 
@@ -61,7 +128,8 @@ def _back_to_rows(dy: Tensor, indices: Tensor, x: Tensor) -> Tensor:
 
 def _top_examples(draw: Any) -> list[Example]:
     shape = draw.shape(low=1)
-    return [call(draw.distinct(*shape), draw.size(0, shape[-1]))]
+    k = draw.size(0, shape[-1])
+    return [call(draw.distinct(*shape), k), call(draw.distinct(*shape), k, sorted=False)]
 
 
 define(
@@ -69,7 +137,7 @@ define(
     "index_type: int16|int32|int64 = int32) -> (values: T, indices: index_type)",
     shape=lambda x, k: _row_shape(x, static.scalar(k)),
     gradient=lambda dy, _, y, indices, x, k: (_back_to_rows(dy, indices, x), None),
-    kernel=lambda xp, x, k, *, index_type: _top(xp, x, int(k), index_type.numpy),
+    kernel=lambda xp, x, k, *, sorted, index_type: _top(xp, x, int(k), index_type.numpy, is_sorted=sorted),
     host=("k",),
     examples=_top_examples,
 )
@@ -77,7 +145,7 @@ define(
     "TopK(input: T; k: int, sorted: bool = true, T: real) -> (values: T, indices: int32)",
     shape=lambda x, *, k: _row_shape(x, k),
     gradient=lambda dy, _, y, indices, x: _back_to_rows(dy, indices, x),
-    kernel=lambda xp, x, *, k: _top(xp, x, k, "int32"),
+    kernel=lambda xp, x, *, k, sorted: _top(xp, x, k, "int32", is_sorted=sorted),
     examples=lambda draw: [call(draw.distinct(draw.size(), 4), k=draw.size(0, 4))],
 )
 
