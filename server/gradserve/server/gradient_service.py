@@ -17,7 +17,6 @@ from gradserve.errors import InvalidArgument
 from gradserve.graph import codec, dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Graph, IndexedSlices
-from gradserve.graph.shapes import num_elements
 from gradserve.server import graphs
 from gradserve.server.caches import Cache
 from gradserve.server.differentiate import (
@@ -33,7 +32,7 @@ from gradserve.server.differentiate import (
 )
 from gradserve.server.graphs import GraphStore, GraphVersion, Record
 from gradserve.server.limits import Limits
-from gradserve.server.runtime import Runtime, StepOptions
+from gradserve.server.runtime import PlanReport, Runtime, StepOptions
 from gradserve.server.sessions import Session, Sessions
 from gradserve.server.telemetry import Telemetry
 from gradserve.server.tensor_store import TensorStore
@@ -137,6 +136,40 @@ def prepare_gradients(
 def step_options(options: wire.RunOptions) -> StepOptions:
     """The runtime's form of the options."""
     return StepOptions(allow_soft_placement=options.allow_soft_placement)
+
+
+def explanation(report: PlanReport, workers: Sequence[str]) -> wire.ExplainPlanResponse:
+    """The wire's form of a plan's report."""
+    response = wire.ExplainPlanResponse(
+        placements=[
+            wire.Placement(node=node.name, worker=workers[node.worker], device=node.device, reason=node.why)
+            for node in report.nodes
+        ],
+        transfer_bytes=report.crossing_bytes,
+        flops=report.flops,
+        peak_bytes=sum(report.peak_bytes),
+        nodes_before=len(report.nodes) + report.simplified,
+        nodes_after=len(report.nodes),
+        notes=["The plan is cached: this request has run before."] if report.cached else [],
+    )
+    for index, segment in enumerate(report.segments):
+        response.segments.add(
+            index=index,
+            worker=workers[segment.worker],
+            node_count=len(segment.nodes),
+            nodes=segment.nodes,
+            after=segment.after,
+            flops=segment.flops,
+            peak_bytes=segment.peak_bytes,
+        )
+    for crossing in report.crossings:
+        response.transfers.add(
+            tensor=crossing.tensor,
+            source_worker=workers[crossing.source],
+            destination_worker=workers[crossing.target],
+            size_bytes=crossing.bytes,
+        )
+    return response
 
 
 class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
@@ -286,10 +319,7 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
 
     async def Run(self, request: wire.RunRequest, context: Any) -> wire.RunResponse:
         version, session = await self._source(request.source)
-        key = (version.digest, tuple(request.fetches), tuple(request.targets))
-        prepared = self._prepared.find(key) or await self._prepared.get(
-            key, lambda: asyncio.to_thread(prepare_run, key, version, request)
-        )
+        prepared = await self._prepare_run(version, request)
         feeds = decode_feeds(request.feeds, self.tensors)
         results = await self._step(prepared, feeds, session, request.options)
         response = wire.RunResponse()
@@ -321,6 +351,12 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
         await self._encode(response.ys, prepared.ys, prepared, results, encoder)
         await self._encode(response.fetches, prepared.extra, prepared, results, encoder)
         return response
+
+    async def _prepare_run(self, version: GraphVersion, request: wire.RunRequest) -> Prepared:
+        key = (version.digest, tuple(request.fetches), tuple(request.targets))
+        return self._prepared.find(key) or await self._prepared.get(
+            key, lambda: asyncio.to_thread(prepare_run, key, version, request)
+        )
 
     async def _prepare_gradients(
         self, version: GraphVersion, request: wire.ComputeGradientsRequest, seeds: Seeds
@@ -395,6 +431,37 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
         return wire.ListSessionsResponse(sessions=[session.message() for session in sessions], next_page_token=token)
 
     # Plans and workers
+
+    async def ExplainPlan(self, request: wire.ExplainPlanRequest, context: Any) -> wire.ExplainPlanResponse:
+        version, _ = await self._source(request.source)
+        if request.HasField("gradients"):
+            step = wire.ComputeGradientsRequest(
+                gradients=request.gradients, fetches=request.fetches, targets=request.targets
+            )
+            seeds = split_seeds(step.gradients, self.tensors)
+            prepared = await self._prepare_gradients(version, step, seeds)
+        else:
+            plain = wire.RunRequest(fetches=request.fetches, targets=request.targets)
+            prepared, seeds = await self._prepare_run(version, plain), Seeds(b"", ())
+        shapes: dict[str, tuple[int, ...]] = {}
+        for feed in request.feeds:
+            shape = codec.shape_from_message(feed.shape)
+            if shape is None or None in shape:
+                raise InvalidArgument(
+                    f"The shape of {feed.name} must be known to make a plan: give every dimension.", tensor=feed.name
+                )
+            shapes[canonical(feed.name)] = tuple(size or 0 for size in shape)
+        shapes |= {seed_name(k): array.shape for k, array in enumerate(seeds.arrays)}
+        report = await asyncio.to_thread(
+            self.runtime.explain,
+            prepared.graph,
+            shapes,
+            prepared.fetches,
+            prepared.targets,
+            step_options(request.options),
+            key=prepared.key,
+        )
+        return explanation(report, [worker.name for worker in self.runtime.cluster()])
 
     async def GetCluster(self, request: wire.GetClusterRequest, context: Any) -> wire.GetClusterResponse:
         used = {

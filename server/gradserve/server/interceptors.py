@@ -46,13 +46,11 @@ def status_of(error: GradserveError) -> tuple[grpc.StatusCode, str, tuple[tuple[
 
 
 class Admission:
-    """Counts the requests that run, refuses those over the bound, and lets a shutdown wait for the last one."""
+    """Counts the requests that run, and refuses those over the bound."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.running = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     def enter(self) -> None:
         """Raises LimitExceeded where too many requests run."""
@@ -64,17 +62,10 @@ class Admission:
                 limit="max_concurrent_requests", bound=bound,
             )  # fmt: skip
         self.running += 1
-        self._idle.clear()
 
     def leave(self) -> None:
         """Ends what enter began."""
         self.running -= 1
-        if not self.running:
-            self._idle.set()
-
-    async def idle(self) -> None:
-        """Returns once nothing runs."""
-        await self._idle.wait()
 
 
 @dataclass(slots=True)
@@ -185,7 +176,7 @@ class Gate(grpc.aio.ServerInterceptor):
                 error = raised
             finally:
                 self.telemetry.finished(method, started, error)
-            await _abort(context, error)
+            return await _abort(context, error)
 
         return call
 
