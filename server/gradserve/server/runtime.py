@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import gradserve.ops  # the catalogue must be full before the first graph arrives  # noqa: F401
 from gradserve.errors import InvalidArgument, Unsupported
-from gradserve.graph import op
 from gradserve.graph.graph import Graph
 from gradserve.graph.shapes import StaticShape
 from gradserve.server.dispatch import Dispatcher
@@ -94,6 +95,7 @@ class Runtime:
         self._making: dict[Hashable, asyncio.Future[Plan]] = {}
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="planner")
         self._devices: tuple[str, ...] = ()
+        self._numbers = itertools.count()
 
     async def start(self) -> None:
         """Starts the workers. Raises Unavailable if they do not start, Unsupported if the engine can't run."""
@@ -173,7 +175,7 @@ class Runtime:
         )
         cached = (key, signature, tuple(fetches), tuple(targets), options) in self._plans
         given = [Feed(name, dtype, shape) for name, dtype, shape in signature]
-        plan = make_plan(graph, given, fetches, targets, options, self._devices)
+        plan = make_plan(graph, given, fetches, targets, options, self._devices, itertools.count())
         return report(plan, cached=cached)
 
     def cluster(self) -> list[WorkerInfo]:
@@ -196,7 +198,7 @@ class Runtime:
             def make() -> Plan:
                 program = Program(build, fetches, targets) if isinstance(build, Graph) else build()
                 given = [Feed(name, dtype, shape) for name, dtype, shape in signature]
-                return make_plan(program.graph, given, program.fetches, program.targets, options, self._devices)
+                return make_plan(program.graph, given, program.fetches, program.targets, options, self._devices, self._numbers)
 
             future = asyncio.get_running_loop().run_in_executor(self._planner, make)
             self._making[key] = future
@@ -219,7 +221,3 @@ def choose_engine(name: str) -> str:
     if name == "xla" and not has_jax:
         raise Unsupported("The xla engine needs jax: pip install 'gradserve[server]'.", engine=name)
     return name
-
-
-# The ops must be known before the first graph arrives.
-assert op.catalogue() is not None

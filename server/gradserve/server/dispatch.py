@@ -1,0 +1,273 @@
+"""Drives plans over a fleet: the scheduler's I/O.
+
+A step's tensors are counted here: feeds and variables are held until no worker can read them any more, also when
+the step was cancelled or started again; results and new values of variables go to their owners at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+
+from gradserve.errors import GradserveError, LimitExceeded, Unavailable
+from gradserve.server.fleet.base import Array, Fleet, Kept, Submission, Value
+from gradserve.server.plan import CONSTANT, FEED, Plan
+from gradserve.server.schedule import Command, Fail, Finish, Forget, Restart, Scheduler, Submit
+from gradserve.server.variables import Variables
+
+# Two: the next segment is there when one ends, and hardly anything runs in vain after a cancellation.
+_DEPTH = 2
+
+
+class _Step:
+    """A request that is running.
+
+    Attributes:
+        feeds: what the request gave.
+        variables, snapshot: the session's, and their values when the step started.
+        done: resolved when the step ends.
+        attempt: the attempt that counts.
+    """
+
+    __slots__ = ("attempt", "done", "draws", "feeds", "plan", "snapshot", "variables")
+
+    def __init__(self, plan: Plan, feeds: list[Value], variables: Variables | None) -> None:
+        self.plan = plan
+        self.feeds = feeds
+        self.variables = variables
+        self.snapshot: dict[str, Value] = {}
+        self.draws: dict[str, int] | None = None
+        if plan.uses_state and variables is not None:
+            self.snapshot = variables.snapshot()
+            self.draws = dict(variables.draws)
+        self.done: asyncio.Future[_Attempt] = asyncio.get_running_loop().create_future()
+        self.attempt = -1
+
+
+class _Attempt:
+    """One try at a step: what came back so far, and what workers may still be reading."""
+
+    __slots__ = ("draws", "in_flight", "outputs", "over", "step", "updates")
+
+    def __init__(self, step: _Step) -> None:
+        self.step = step
+        self.outputs: list[list[Value]] = [[]] * len(step.plan.segments)
+        self.updates: dict[str, Value] = {}
+        self.draws: dict[str, int] = {}
+        self.in_flight: list[int] = []
+        self.over = False
+
+
+class Dispatcher:
+    """Runs plans. It is the fleet's listener."""
+
+    def __init__(self, fleet: Fleet, tries: int, limit: int) -> None:
+        self._fleet = fleet
+        self._limit = limit
+        self._running = 0
+        self._idle: asyncio.Event | None = None
+        self._closing = False
+        self._attempts: dict[int, _Attempt] = {}
+        self._scheduler = Scheduler(len(fleet.workers()), _DEPTH, tries)
+
+    async def run(self, plan: Plan, feeds: Sequence[Array], variables: Variables | None) -> list[Array]:
+        """Runs a plan once. Raises a kernel's error, LimitExceeded, Unavailable; see Runtime.run."""
+        if self._closing:
+            raise Unavailable("The server is shutting down.")
+        if self._running >= self._limit:
+            raise LimitExceeded(f"{self._limit} steps are running or waiting already.", limit=self._limit)
+        if not plan.segments:
+            return [plan.constants[at] if segment == CONSTANT else feeds[at] for segment, at in plan.fetches]
+        self._running += 1
+        try:
+            if plan.writes and variables is not None:
+                async with variables.writing:
+                    return await self._run(plan, feeds, variables)
+            return await self._run(plan, feeds, variables)
+        finally:
+            self._running -= 1
+            if self._idle is not None and self._running == 0:
+                self._idle.set()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Takes no new steps and waits for the running ones; after the grace they fail with Unavailable."""
+        self._closing = True
+        self._idle = asyncio.Event()
+        if self._running:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), grace_seconds)
+        for attempt in list(self._attempts.values()):
+            if not attempt.step.done.done():
+                attempt.step.done.set_exception(Unavailable("The server is shutting down."))
+        await asyncio.sleep(0)
+
+    async def _run(self, plan: Plan, feeds: Sequence[Array], variables: Variables | None) -> list[Array]:
+        fleet = self._fleet
+        values: list[Value] = []
+        try:
+            for array in feeds:
+                values.append(fleet.put(array))
+        except LimitExceeded:
+            for value in values:
+                fleet.free(value)
+            raise
+        step = _Step(plan, values, variables)
+        number, commands = self._scheduler.start(plan)
+        self._begin(number, step)
+        self._do(commands)
+        try:
+            attempt = await step.done
+        except BaseException:
+            self._do(self._scheduler.cancel(step.attempt))
+            self._end(step.attempt)
+            raise
+        finally:
+            for value in values:
+                fleet.free(value)
+            for value in step.snapshot.values():
+                fleet.free(value)
+        results: list[Array] = []
+        for segment, at in plan.fetches:
+            if segment == FEED:
+                results.append(feeds[at])
+            elif segment == CONSTANT:
+                results.append(plan.constants[at])
+            else:
+                results.append(fleet.get(attempt.outputs[segment][at]))
+        self._end(step.attempt)
+        return results
+
+    # Events
+
+    def finished(
+        self,
+        worker: int,
+        attempt: int,
+        segment: int,
+        outputs: list[Value],
+        updates: dict[str, Value] | None,
+        draws: dict[str, int] | None,
+    ) -> None:
+        known = self._attempts.get(attempt)
+        if known is None or known.over:
+            for value in (*outputs, *(updates or {}).values()):
+                self._fleet.free(value)
+        else:
+            known.outputs[segment] = outputs
+            if updates:
+                for name, value in updates.items():
+                    if name in known.updates:
+                        self._fleet.free(known.updates[name])
+                    known.updates[name] = value
+            if draws:
+                known.draws.update(draws)
+        self._landed(worker, attempt)
+        self._do(self._scheduler.finished(worker, attempt, segment))
+
+    def failed(self, worker: int, attempt: int, segment: int, error: GradserveError) -> None:
+        self._landed(worker, attempt)
+        self._do(self._scheduler.failed(worker, attempt, error))
+
+    def lost(self, worker: int) -> None:
+        self._do(self._scheduler.lost(worker))
+        for number, attempt in list(self._attempts.items()):
+            attempt.in_flight = [other for other in attempt.in_flight if other != worker]
+            self._release(number, attempt)
+
+    def ready(self, worker: int) -> None:
+        self._do(self._scheduler.ready(worker))
+
+    def unavailable(self, worker: int, error: GradserveError) -> None:
+        self._do(self._scheduler.unavailable(worker, error))
+
+    # Commands
+
+    def _do(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case Submit():
+                    self._submit(command)
+                case Finish():
+                    self._finish(self._attempts[command.attempt])
+                case Fail():
+                    step = self._attempts[command.attempt].step
+                    if not step.done.done():
+                        step.done.set_exception(command.error)
+                case Forget():
+                    self._fleet.forget(command.worker, command.attempt)
+                case Restart():
+                    self._begin(command.new, self._attempts[command.old].step)
+                    self._end(command.old)
+
+    def _begin(self, number: int, step: _Step) -> None:
+        """Counts an attempt in as a user of the step's tensors."""
+        step.attempt = number
+        self._attempts[number] = _Attempt(step)
+        for value in step.feeds:
+            self._fleet.retain(value)
+        for value in step.snapshot.values():
+            self._fleet.retain(value)
+
+    def _submit(self, command: Submit) -> None:
+        attempt = self._attempts[command.attempt]
+        step = attempt.step
+        segment = step.plan.segments[command.segment]
+        inputs: list[Value] = []
+        for source in segment.inputs:
+            if isinstance(source, Kept):
+                inputs.append(source)
+            elif source.segment == FEED:
+                inputs.append(step.feeds[source.position])
+            else:
+                inputs.append(attempt.outputs[source.segment][source.position])
+        variables = None
+        if segment.variables:
+            variables = {name: step.snapshot[name] for name in segment.variables if name in step.snapshot}
+        draws = (step.draws or {}) if segment.draws else None
+        number = segment.program.number
+        if not self._fleet.is_loaded(command.worker, number):
+            self._fleet.load(command.worker, segment.program)
+        attempt.in_flight.append(command.worker)
+        self._fleet.submit(
+            command.worker,
+            Submission(command.attempt, command.segment, number, inputs, variables, draws, command.last),
+        )
+
+    def _finish(self, attempt: _Attempt) -> None:
+        """A step succeeded: its new values take the place of the old ones, unless nobody waits any more."""
+        step = attempt.step
+        if step.done.done():
+            return
+        if step.variables is not None and (attempt.updates or attempt.draws):
+            updates, attempt.updates = attempt.updates, {}
+            step.variables.replace(updates, attempt.draws)
+        step.done.set_result(attempt)
+
+    def _landed(self, worker: int, number: int) -> None:
+        attempt = self._attempts.get(number)
+        if attempt is not None:
+            attempt.in_flight.remove(worker)
+            self._release(number, attempt)
+
+    def _end(self, number: int) -> None:
+        attempt = self._attempts.get(number)
+        if attempt is not None:
+            attempt.over = True
+            self._release(number, attempt)
+
+    def _release(self, number: int, attempt: _Attempt) -> None:
+        """Counts an attempt out when it is over and no worker reads for it any more."""
+        if not attempt.over or attempt.in_flight:
+            return
+        del self._attempts[number]
+        fleet = self._fleet
+        for outputs in attempt.outputs:
+            for value in outputs:
+                fleet.free(value)
+        for value in attempt.updates.values():
+            fleet.free(value)
+        for value in attempt.step.feeds:
+            fleet.free(value)
+        for value in attempt.step.snapshot.values():
+            fleet.free(value)

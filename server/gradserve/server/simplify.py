@@ -1,0 +1,220 @@
+"""Simplifies what a request needs of a graph: prunes, folds constants, merges equal nodes, drops identities.
+
+The graph itself is not changed: the result is a view of it, where each node's inputs are said anew. No sum is
+re-associated and no kernel is replaced by another, so the reference engine gives the same bits with and without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import GradserveError
+from gradserve.graph.graph import Node, Tensor, group
+from gradserve.graph.shapes import num_elements
+from gradserve.workers.segment import needed
+
+_PASS_THROUGH = frozenset(("Identity", "StopGradient", "PreventGradient", "Snapshot"))
+_LARGEST_FOLDED = 4096
+_LARGEST_COMPARED_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is left to do.
+
+    Attributes:
+        nodes: in an order in which they can run; constants are not among them.
+        inputs: what each node reads, after simplifying.
+        controls: the nodes that each node runs after.
+        constants: values known now; a worker that reads one gets its own copy.
+        feeds: the tensors whose values the request gives.
+        fetches: what the request wants, after simplifying: outputs of nodes, constants or feeds.
+        targets: nodes to run for their effect.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: Mapping[Node, tuple[Tensor, ...]]
+    controls: Mapping[Node, tuple[Node, ...]]
+    constants: Mapping[Tensor, np.ndarray[Any, Any]]
+    feeds: tuple[Tensor, ...]
+    fetches: tuple[Tensor, ...]
+    targets: tuple[Node, ...]
+
+
+def simplify(feeds: Sequence[Tensor], fetches: Sequence[Tensor], targets: Sequence[Node]) -> Work:
+    """What must run for these fetches and targets. Raises InvalidArgument where a placeholder is not fed."""
+    fed = frozenset(feeds)
+    order = needed(fetches, targets, fed)
+    anchors = {control for node in order for control in node.control_inputs}
+    anchors.update(targets)
+    state = _Pass(fed, anchors, all(tensor.node.type == "Placeholder" for tensor in feeds))
+    for node in order:
+        state.visit(node)
+    return _pruned(state, feeds, [state.source(t) for t in fetches], [state.same.get(n, n) for n in targets])
+
+
+class _Pass:
+    """One walk over the nodes, inputs first."""
+
+    def __init__(self, fed: frozenset[Tensor], anchors: set[Node], shapes_hold: bool) -> None:
+        self.fed = fed
+        self.anchors = anchors
+        # A fed inner tensor may contradict the static shapes that were inferred from what it replaces.
+        self.shapes_hold = shapes_hold
+        self.replaced: dict[Tensor, Tensor] = {}
+        self.same: dict[Node, Node] = {}
+        self.inputs: dict[Node, tuple[Tensor, ...]] = {}
+        self.controls: dict[Node, tuple[Node, ...]] = {}
+        self.constants: dict[Tensor, np.ndarray[Any, Any]] = {}
+        self.nodes: list[Node] = []
+        self.seen: dict[Hashable, Node] = {}
+
+    def source(self, tensor: Tensor) -> Tensor:
+        """What a tensor is after simplifying."""
+        return tensor if tensor in self.fed else self.replaced.get(tensor, tensor)
+
+    def visit(self, node: Node) -> None:
+        inputs = tuple([self.source(tensor) for tensor in node.inputs])
+        controls = tuple(dict.fromkeys(self.same.get(control, control) for control in node.control_inputs))
+        if self._is_constant(node) or self._folds(node, inputs, controls):
+            return
+        if self._passes_through(node, inputs, controls):
+            return
+        key = self._key(node, inputs, controls)
+        if key is not None:
+            twin = self.seen.setdefault(key, node)
+            if twin is not node:
+                self.same[node] = twin
+                for mine, theirs in zip(node.outputs, twin.outputs, strict=True):
+                    if mine not in self.fed:
+                        self.replaced[mine] = theirs
+                return
+        self.inputs[node] = inputs
+        self.controls[node] = controls
+        self.nodes.append(node)
+
+    def _is_constant(self, node: Node) -> bool:
+        """A Const that nobody waits for needs no worker."""
+        if node.type != "Const" or node.control_inputs or node in self.anchors:
+            return False
+        output = node.outputs[0]
+        value = node.attrs["value"]
+        self.constants[output] = value
+        if value.nbytes <= _LARGEST_COMPARED_BYTES and value.dtype != np.dtype(object):
+            key = ("Const", node.attrs["dtype"], value.shape, value.tobytes())
+            twin = self.seen.setdefault(key, node)
+            if twin is not node:
+                self.replaced[output] = twin.outputs[0]
+        return True
+
+    def _passes_through(self, node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...]) -> bool:
+        if controls or node in self.anchors:
+            return False
+        if node.type in _PASS_THROUGH and not inputs[0].dtype.is_reference:
+            self.replaced[node.outputs[0]] = inputs[0]
+            return True
+        if node.type == "Conj" and inputs[0].node.type == "Conj" and inputs[0] not in self.fed:
+            inner = self.inputs.get(inputs[0].node)
+            if inner is not None:
+                self.replaced[node.outputs[0]] = inner[0]
+                return True
+        return False
+
+    def _folds(self, node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...]) -> bool:
+        op = node.op
+        if (
+            op is None or op.kernel is None or op.stateful or op.kernel.wants_state or controls
+            or node in self.anchors or not inputs or not node.outputs
+        ):  # fmt: skip
+            return False
+        values = self._static_values(node) or self._kernel_values(node, inputs)
+        if values is None:
+            return False
+        for tensor, value in zip(node.outputs, values, strict=True):
+            if tensor not in self.fed:
+                self.constants[tensor] = value
+        return True
+
+    def _static_values(self, node: Node) -> list[np.ndarray[Any, Any]] | None:
+        """The values that follow from shapes alone."""
+        assert node.op is not None
+        if node.op.static is None or not self.shapes_hold or len(node.outputs) != 1:
+            return None
+        value = node.op.static(node, node.attrs, *node.arguments())
+        return None if value is None else [value]
+
+    def _kernel_values(self, node: Node, inputs: tuple[Tensor, ...]) -> list[np.ndarray[Any, Any]] | None:
+        assert node.op is not None
+        if not all(tensor in self.constants and tensor not in self.fed for tensor in inputs):
+            return None
+        if any(tensor.dtype.kind in "srv" for tensor in (*inputs, *node.outputs)):
+            return None
+        sizes = [num_elements(tensor.shape) for tensor in node.outputs]
+        if any(size is None or size > _LARGEST_FOLDED for size in sizes):
+            return None
+        values = [self.constants[tensor] for tensor in inputs]
+        try:
+            with np.errstate(all="ignore"):
+                result = node.op.kernel(  # pyright: ignore[reportOptionalCall]
+                    node, node.attrs, np, *group(node.op.signature.inputs, node.attrs, values)
+                )
+        except (GradserveError, ArithmeticError, ValueError, TypeError, IndexError):
+            return None  # it will say so when it runs
+        results = result if isinstance(result, (tuple, list)) else [result]
+        return [np.asarray(value) for value in results]
+
+    def _key(self, node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...]) -> Hashable | None:
+        """Nodes with the same key compute the same values; None for one that is like no other."""
+        op = node.op
+        if op is None or op.kernel is None or op.stateful or op.kernel.wants_state or not node.outputs:
+            return None
+        attrs: list[Hashable] = []
+        for name, value in node.attrs.items():
+            if name.startswith("_") and name != "_class":
+                continue
+            frozen = _frozen(value)
+            if frozen is None:
+                return None
+            attrs.append((name, frozen))
+        return (
+            node.type, tuple([id(tensor) for tensor in inputs]), tuple([id(control) for control in controls]),
+            node.device, frozenset(attrs),
+        )  # fmt: skip
+
+
+def _frozen(value: Any) -> Hashable | None:
+    """A hashable stand-in of an attr's value, None where there is none."""
+    if isinstance(value, np.ndarray):
+        if value.nbytes > _LARGEST_COMPARED_BYTES or value.dtype == np.dtype(object):
+            return None
+        return value.dtype.str, value.shape, value.tobytes()
+    if isinstance(value, list):
+        entries = tuple(_frozen(entry) for entry in value)
+        return None if None in entries else entries
+    if value is None:
+        return ("None",)
+    if isinstance(value, float):
+        return value.hex()  # 0.0 and -0.0 are equal, and not the same
+    return value if isinstance(value, Hashable) else None
+
+
+def _pruned(state: _Pass, feeds: Sequence[Tensor], fetches: Sequence[Tensor], targets: Sequence[Node]) -> Work:
+    """Drops what nothing reads any more."""
+    fed = state.fed
+    kept: set[Node] = set()
+    stack = [t.node for t in fetches if t not in fed and t not in state.constants] + list(targets)
+    while stack:
+        node = stack.pop()
+        if node in kept:
+            continue
+        kept.add(node)
+        stack.extend(t.node for t in state.inputs[node] if t not in fed and t not in state.constants)
+        stack.extend(state.controls[node])
+    nodes = tuple(node for node in state.nodes if node in kept)
+    return Work(
+        nodes, state.inputs, state.controls, state.constants, tuple(feeds), tuple(fetches), tuple(dict.fromkeys(targets))
+    )
