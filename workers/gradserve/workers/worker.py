@@ -1,0 +1,222 @@
+"""A worker process: reads messages from its pipe, runs segments, answers. One thread, one message at a time.
+
+To the worker:   (LOAD, number, graph, feeds, fetches, targets, kept, sent, unload)
+                 (RUN, frees, attempt, segment, program, inputs, variables, draws, last)
+                 (FORGET, attempt)   (FREE, frees)   (STOP,)
+From the worker: (READY,) or (CANNOT, error), once
+                 (DONE, attempt, segment, outputs, updates, draws)   (FAILED, attempt, segment, error)
+A tensor in a message is an array, a Reference into shared memory, or, as an input, a (program, position) pair of
+something that this worker computed earlier in the step. The worker ends when the pipe does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import gradserve.ops  # the catalogue  # noqa: F401
+from gradserve.errors import ComputationFailed, GradserveError, Unsupported
+from gradserve.graph import codec
+from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference
+from gradserve.workers.segment import Handle, Segment, State
+
+LOAD, RUN, FORGET, FREE, STOP, READY, CANNOT, DONE, FAILED = range(9)
+HEADER = struct.Struct("<Q")
+
+
+class Loaded(NamedTuple):
+    """A program, compiled; or why it could not be."""
+
+    run: Callable[[list[Any], State], list[Any]] | None
+    error: GradserveError | None
+    kept: tuple[int, ...]
+    sent: tuple[int, ...]
+
+
+class Step:
+    """What the worker knows of one attempt at a step: tensors that it keeps, and the variables so far."""
+
+    __slots__ = ("kept", "state")
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, int], Any] = {}
+        self.state = State()
+
+
+class Worker:
+    """Does what messages say."""
+
+    def __init__(self, engine: ModuleType, pool: Pool, mapper: Mapper) -> None:
+        self.engine = engine
+        self.pool = pool
+        self.mapper = mapper
+        self.programs: dict[int, Loaded] = {}
+        self.steps: dict[int, Step] = {}
+
+    def handle(self, message: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Does what a message says and returns the answer, if it has one."""
+        kind = message[0]
+        if kind == RUN:
+            self._free(message[1])
+            return self._run(*message[2:])
+        if kind == LOAD:
+            self._load(*message[1:])
+        elif kind == FORGET:
+            self.steps.pop(message[1], None)
+        elif kind == FREE:
+            self._free(message[1])
+        return None
+
+    def _load(
+        self, number: int, graph: bytes, feeds: tuple[str, ...], fetches: tuple[str, ...], targets: tuple[str, ...],
+        kept: tuple[int, ...], sent: tuple[int, ...], unload: list[int],
+    ) -> None:  # fmt: skip
+        for old in unload:
+            self.programs.pop(old, None)
+        run, error = None, None
+        try:
+            held = codec.graph_from_message(codec.read_graph(graph))
+            segment = Segment(
+                held,
+                tuple(held.tensor(name) for name in feeds),
+                tuple(held.tensor(name) for name in fetches),
+                tuple(held.node(name) for name in targets),
+            )
+            run = self.engine.compile(segment)
+        except Exception as raised:  # noqa: BLE001 (the process's edge: the coordinator must learn of anything)
+            error = as_error(raised)
+        self.programs[number] = Loaded(run, error, kept, sent)
+
+    def _run(
+        self, attempt: int, segment: int, number: int, inputs: list[Any],
+        variables: dict[str, Any] | None, draws: dict[str, int] | None, last: bool,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        try:
+            program = self.programs[number]
+            if program.run is None:
+                raise program.error or Unsupported("The segment could not be compiled.")
+            step = self.steps.get(attempt) or Step()
+            values = [self._decode(value, step) for value in inputs]
+            before = self._enter(step, variables, draws)
+            fetched = program.run(values, step.state)
+            outputs = [self._encode(fetched[position]) for position in program.sent]
+            updates = {name: self._encode(value) for name, value in step.state.updates.items()}
+            drawn = {name: count for name, count in step.state.draws.items() if before.get(name) != count}
+            if last:
+                self.steps.pop(attempt, None)
+            else:
+                self.steps[attempt] = step
+                for position in program.kept:
+                    step.kept[number, position] = fetched[position]
+            return DONE, attempt, segment, outputs, updates or None, drawn or None
+        except Exception as raised:  # noqa: BLE001 (the process's edge: a kernel's bug must not end the worker)
+            self.steps.pop(attempt, None)
+            return FAILED, attempt, segment, as_error(raised)
+
+    def _enter(self, step: Step, variables: dict[str, Any] | None, draws: dict[str, int] | None) -> dict[str, int]:
+        """Brings an attempt's state up to a segment's start; what earlier segments did here stands."""
+        state = step.state
+        state.values.update(state.updates)
+        state.updates = {}
+        for name, value in (variables or {}).items():
+            if name not in state.values:
+                state.values[name] = self._decode(value, step)
+        for name, count in (draws or {}).items():
+            state.draws.setdefault(name, count)
+        return dict(state.draws)
+
+    def _decode(self, value: Any, step: Step) -> Any:
+        if isinstance(value, Reference):
+            return self.mapper.load(value)
+        if type(value) is tuple:
+            return step.kept[value]
+        return value
+
+    def _encode(self, value: Any) -> Any:
+        if isinstance(value, Handle):
+            return value
+        array = np.asarray(value)
+        if array.nbytes > INLINE_BYTES and array.dtype != np.dtype(object):
+            return self.pool.store(array)
+        return array
+
+    def _free(self, names: list[str]) -> None:
+        for name in names:
+            self.pool.take_back(name)
+
+
+def as_error(raised: Exception) -> GradserveError:
+    """The error as the coordinator is to see it."""
+    if isinstance(raised, GradserveError):
+        raised.__cause__ = raised.__context__ = None
+        return raised
+    return ComputationFailed(f"A kernel raised {type(raised).__name__}: {raised}", error=type(raised).__name__)
+
+
+def load_engine(name: str) -> ModuleType:
+    """The module of an engine. Raises Unsupported where it can't run on this machine."""
+    try:
+        return importlib.import_module(f"gradserve.workers.engines.{name}")
+    except ImportError as error:
+        raise Unsupported(f"The engine {name} can't run here: {error}.", engine=name) from None
+
+
+def send(channel: socket.socket, message: tuple[Any, ...]) -> None:
+    """Writes one message."""
+    body = pickle.dumps(message, protocol=5)
+    channel.sendall(HEADER.pack(len(body)) + body)
+
+
+def receive(channel: socket.socket, buffer: bytearray) -> tuple[Any, ...] | None:
+    """Reads one message; None when the other end is closed. `buffer` keeps what came after it."""
+    while True:
+        if len(buffer) >= HEADER.size:
+            end = HEADER.size + HEADER.unpack_from(buffer)[0]
+            if len(buffer) >= end:
+                message = pickle.loads(bytes(buffer[HEADER.size : end]))
+                del buffer[:end]
+                return message
+        data = channel.recv(1 << 18)
+        if not data:
+            return None
+        buffer += data
+
+
+def serve(channel: socket.socket, worker: Worker) -> None:
+    """Answers messages until the pipe ends or STOP comes."""
+    buffer = bytearray()
+    while (message := receive(channel, buffer)) is not None and message[0] != STOP:
+        answer = worker.handle(message)
+        if answer is not None:
+            send(channel, answer)
+
+
+def main() -> None:
+    """Entry point: worker.py DESCRIPTOR ENGINE FOLDER PREFIX."""
+    # A Ctrl-C in the terminal is for the coordinator, which ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    descriptor, engine, folder, prefix = sys.argv[1:]
+    with socket.socket(fileno=int(descriptor)) as channel:
+        try:
+            worker = Worker(load_engine(engine), Pool(folder, prefix), Mapper(folder))
+        except GradserveError as error:
+            send(channel, (CANNOT, as_error(error)))
+            return
+        try:
+            send(channel, (READY,))
+            serve(channel, worker)
+        except (BrokenPipeError, ConnectionResetError):
+            return  # the coordinator is gone
+
+
+if __name__ == "__main__":
+    main()
