@@ -1,0 +1,440 @@
+"""A fleet of processes on this machine: a socket pair each for messages, shared memory for large tensors.
+
+The coordinator owns every block of shared memory, also those that a worker made: it counts who reads them, tells
+the maker when nobody does, and removes what a dead worker left. Nothing here blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import GradserveError, Unavailable
+from gradserve.server.fleet.base import Array, Fleet, Kept, Listener, Program, Submission, Value, WorkerInfo
+from gradserve.workers import worker as wire
+from gradserve.workers.memory import INLINE_BYTES, Folder, Mapper, Pool, Reference, unlink, view
+
+_READ_BYTES = 1 << 18
+_FREE_AT_ONCE_BYTES = 1 << 20
+_MOST_PENDING_FREES = 64
+_MOST_FAILED_STARTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOptions:
+    """How many processes, and what runs in them. See RuntimeOptions."""
+
+    workers: int = 2
+    engine: str = "numpy"
+    threads: int = 1
+    compile_now: bool = False
+    segment_bytes: int = 256 << 20
+    start_timeout_seconds: float = 60.0
+
+
+class Shared:
+    """A tensor in shared memory, with a count of its users."""
+
+    __slots__ = ("maker", "nbytes", "reference", "users")
+
+    def __init__(self, reference: Reference, nbytes: int, maker: _Process | None) -> None:
+        self.reference = reference
+        self.nbytes = nbytes
+        self.maker = maker
+        self.users = 1
+
+
+class _Lease:
+    """What a result array stands on: it gives the memory back when the last view of it is gone."""
+
+    def __init__(self, fleet: LocalFleet, value: Shared, memory: Any) -> None:
+        self._fleet = fleet
+        self._value = value
+        self._array = view(memory, value.reference).reshape(-1).view(np.uint8)
+        self.__array_interface__ = self._array.__array_interface__
+
+    def __del__(self) -> None:
+        # Any thread may run this: the fleet counts on its own loop.
+        self._fleet.free_later(self._value)
+
+
+class _Process:
+    """One incarnation of a worker: a process, its socket, what it has loaded."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], channel: socket.socket, prefix: str) -> None:
+        self.popen = popen
+        self.channel = channel
+        self.prefix = prefix
+        self.alive = True
+        self.received = bytearray()
+        self.outbox: deque[memoryview] = deque()
+        self.loaded: OrderedDict[int, int] = OrderedDict()
+        self.loaded_bytes = 0
+        self.frees: list[str] = []
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class _Slot:
+    """A worker's place in the fleet, through its replacements."""
+
+    def __init__(self) -> None:
+        self.current: _Process | None = None
+        self.state = "starting"
+        self.restarts = 0
+
+
+class LocalFleet(Fleet):
+    """Worker processes of this machine."""
+
+    def __init__(self, options: LocalOptions) -> None:
+        self._options = options
+        self._slots = [_Slot() for _ in range(options.workers)]
+        self._incarnations = itertools.count()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._later: deque[Shared] = deque()
+        self._blocks: dict[str, Shared] = {}
+        self._closing = False
+
+    async def start(self, listener: Listener) -> None:
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._folder = Folder()
+        self._pool = Pool(self._folder.path, "coordinator")
+        self._mapper = Mapper(self._folder.path)
+        processes = [self._spawn(index) for index in range(len(self._slots))]
+        try:
+            for index, process in enumerate(processes):
+                await self._wait_started(process)
+                self._slots[index].state = "ready"
+        except GradserveError:
+            await self.stop(0)
+            raise
+
+    async def stop(self, grace_seconds: float) -> None:
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        running = [slot.current for slot in self._slots if slot.current is not None]
+        for process in running:
+            if process.alive:
+                self._send(process, (wire.STOP,))
+        deadline = self._loop.time() + grace_seconds
+        for process in running:
+            try:
+                await asyncio.to_thread(process.popen.wait, max(deadline - self._loop.time(), 0.01))
+            except subprocess.TimeoutExpired:
+                process.popen.kill()
+                await asyncio.to_thread(process.popen.wait)
+            self._close(process)
+            if process.started.done() and not process.started.cancelled():
+                process.started.exception()  # a start that failed beside another one was not waited for
+        for slot in self._slots:
+            slot.current = None
+        self._folder.close()
+
+    def workers(self) -> list[WorkerInfo]:
+        return [self._info(index, slot) for index, slot in enumerate(self._slots)]
+
+    def _info(self, index: int, slot: _Slot) -> WorkerInfo:
+        name = f"/job:worker/replica:0/task:{index}"
+        kind = "GPU" if self._options.engine == "cupy" else "CPU"
+        pid = slot.current.popen.pid if slot.current is not None and slot.current.alive else 0
+        return WorkerInfo(
+            name, f"{name}/device:{kind}:0", self._options.engine, slot.state, pid, _resident_bytes(pid),
+            slot.restarts, self._options.threads,
+        )  # fmt: skip
+
+    def is_loaded(self, worker: int, number: int) -> bool:
+        process = self._slots[worker].current
+        if process is None or number not in process.loaded:
+            return False
+        process.loaded.move_to_end(number)
+        return True
+
+    def load(self, worker: int, program: Program) -> None:
+        process = self._slots[worker].current
+        if process is None or not process.alive:
+            return
+        size = len(program.graph)
+        unload: list[int] = []
+        while process.loaded and process.loaded_bytes + size > self._options.segment_bytes:
+            old, old_size = process.loaded.popitem(last=False)
+            process.loaded_bytes -= old_size
+            unload.append(old)
+        process.loaded[program.number] = size
+        process.loaded_bytes += size
+        self._send(process, (wire.LOAD, *program, unload))
+
+    def submit(self, worker: int, submission: Submission) -> None:
+        process = self._slots[worker].current
+        if process is None or not process.alive:
+            return  # its loss has been or is about to be told: the step starts again
+        attempt, segment, program, inputs, variables, draws, last = submission
+        inputs = [_encode(value) for value in inputs]
+        if variables is not None:
+            variables = {name: _encode(value) for name, value in variables.items()}
+        frees, process.frees = process.frees, []
+        self._send(process, (wire.RUN, frees, attempt, segment, program, inputs, variables, draws, last))
+
+    def forget(self, worker: int, attempt: int) -> None:
+        process = self._slots[worker].current
+        if process is not None and process.alive:
+            self._send(process, (wire.FORGET, attempt))
+
+    # Tensors
+
+    def put(self, array: Array) -> Value:
+        if array.nbytes <= INLINE_BYTES or array.dtype == np.dtype(object):
+            return array
+        return self._share(self._pool.store(array), array.nbytes, None)
+
+    def _share(self, reference: Reference, nbytes: int, maker: _Process | None) -> Shared:
+        shared = self._blocks[reference.block] = Shared(reference, nbytes, maker)
+        return shared
+
+    def get(self, value: Value) -> Array:
+        if not isinstance(value, Shared):
+            return value
+        reference = value.reference
+        memory = self._pool.memory(reference.block) or self._mapper.memory(reference.block)
+        value.users += 1
+        array = np.asarray(_Lease(self, value, memory)).view(reference.dtype).reshape(reference.shape)
+        array.flags.writeable = False
+        return array
+
+    def retain(self, value: Value) -> None:
+        if isinstance(value, Shared):
+            value.users += 1
+
+    def free(self, value: Value) -> None:
+        if not isinstance(value, Shared):
+            return
+        value.users -= 1
+        if value.users or self._closing:
+            return
+        name, maker = value.reference.block, value.maker
+        del self._blocks[name]
+        if maker is None:
+            self._pool.take_back(name)
+        elif maker.alive:
+            maker.frees.append(name)
+            # Usually the news travels with the next run; large or many blocks do not wait for one.
+            if value.nbytes >= _FREE_AT_ONCE_BYTES or len(maker.frees) >= _MOST_PENDING_FREES:
+                frees, maker.frees = maker.frees, []
+                self._send(maker, (wire.FREE, frees))
+        else:
+            self._mapper.drop(name)
+            unlink(self._folder.path, name)
+
+    def free_later(self, value: Shared) -> None:
+        """Frees a value from any thread, on the loop."""
+        self._later.append(value)
+        if not self._closing and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._free_waiting)
+
+    def _free_waiting(self) -> None:
+        while self._later:
+            self.free(self._later.popleft())
+
+    # Processes
+
+    def _spawn(self, index: int) -> _Process:
+        ours, theirs = socket.socketpair()
+        prefix = f"worker-{index}-{next(self._incarnations)}"
+        descriptor = theirs.fileno()
+        command = [sys.executable, "-P", "-m", "gradserve.workers.worker", str(descriptor), self._options.engine,
+                   self._folder.path, prefix]  # fmt: skip
+        popen = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=(descriptor,), env=_environment(self._options)
+        )
+        theirs.close()
+        ours.setblocking(False)
+        process = self._slots[index].current = _Process(popen, ours, prefix)
+        self._loop.add_reader(ours.fileno(), self._readable, index, process)
+        return process
+
+    async def _wait_started(self, process: _Process) -> None:
+        try:
+            await asyncio.wait_for(asyncio.shield(process.started), self._options.start_timeout_seconds)
+        except TimeoutError:
+            process.popen.kill()
+            raise Unavailable(
+                f"A worker did not start within {self._options.start_timeout_seconds} seconds.", pid=process.popen.pid
+            ) from None
+
+    def _readable(self, index: int, process: _Process) -> None:
+        try:
+            data = process.channel.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self._lost(index, process)
+            return
+        header = wire.HEADER.size
+        buffer = process.received
+        if not buffer and len(data) >= header and wire.HEADER.unpack_from(data)[0] == len(data) - header:
+            self._handle(index, process, pickle.loads(memoryview(data)[header:]))
+            return
+        buffer += data
+        while len(buffer) >= header:
+            end = header + wire.HEADER.unpack_from(buffer)[0]
+            if len(buffer) < end:
+                break
+            message = bytes(buffer[header:end])
+            del buffer[:end]
+            self._handle(index, process, pickle.loads(message))
+
+    def _handle(self, index: int, process: _Process, message: tuple[Any, ...]) -> None:
+        kind = message[0]
+        if kind == wire.DONE:
+            _, attempt, segment, outputs, updates, draws = message
+            outputs = [self._decode(value, process) for value in outputs]
+            if updates is not None:
+                updates = {name: self._decode(value, process) for name, value in updates.items()}
+            self._listener.finished(index, attempt, segment, outputs, updates, draws)
+        elif kind == wire.FAILED:
+            self._listener.failed(index, message[1], message[2], message[3])
+        elif process.started.done():
+            return  # it was given up while it started
+        elif kind == wire.READY:
+            process.started.set_result(None)
+        else:
+            process.started.set_exception(message[1])
+
+    def _decode(self, value: Any, process: _Process) -> Value:
+        if not isinstance(value, Reference):
+            return value
+        count = value.dtype.itemsize
+        for size in value.shape:
+            count *= size
+        return self._share(value, count, process)
+
+    def _send(self, process: _Process, message: tuple[Any, ...]) -> None:
+        body = pickle.dumps(message, protocol=5)
+        data = wire.HEADER.pack(len(body)) + body
+        if process.outbox:
+            process.outbox.append(memoryview(data))
+            return
+        try:
+            sent = process.channel.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # it died: the reader sees that too, and tells
+        if sent < len(data):
+            process.outbox.append(memoryview(data)[sent:])
+            self._loop.add_writer(process.channel.fileno(), self._writable, process)
+
+    def _writable(self, process: _Process) -> None:
+        while process.outbox:
+            data = process.outbox[0]
+            try:
+                sent = process.channel.send(data)
+            except BlockingIOError:
+                return
+            except OSError:
+                process.outbox.clear()
+                break
+            if sent < len(data):
+                process.outbox[0] = data[sent:]
+                return
+            process.outbox.popleft()
+        self._loop.remove_writer(process.channel.fileno())
+
+    def _close(self, process: _Process) -> None:
+        if process.channel.fileno() >= 0:
+            self._loop.remove_reader(process.channel.fileno())
+            self._loop.remove_writer(process.channel.fileno())
+            process.channel.close()
+        process.alive = False
+        process.outbox.clear()
+
+    def _lost(self, index: int, process: _Process) -> None:
+        """A process is gone: the listener learns of it, and it is replaced."""
+        self._close(process)
+        if self._closing:
+            return
+        process.popen.kill()  # the pipe may have ended before the process did
+        if not process.started.done():
+            process.started.set_exception(
+                Unavailable("A worker died while it started: its own words are on standard error.", worker=index)
+            )
+        slot = self._slots[index]
+        if slot.state != "ready":
+            return
+        slot.state = "lost"
+        self._listener.lost(index)
+        task = self._loop.create_task(self._replace(index, process))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _replace(self, index: int, dead: _Process) -> None:
+        slot = self._slots[index]
+        for failures in range(_MOST_FAILED_STARTS):
+            await asyncio.to_thread(dead.popen.wait)
+            self._sweep(dead)
+            slot.restarts += 1
+            dead = self._spawn(index)
+            try:
+                await self._wait_started(dead)
+            except GradserveError as error:
+                if failures + 1 == _MOST_FAILED_STARTS:
+                    slot.state = "failed"
+                    self._listener.unavailable(index, error)
+                    return
+                await asyncio.sleep(0.1 * 2**failures)
+                continue
+            slot.state = "ready"
+            self._listener.ready(index)
+            return
+
+    def _sweep(self, dead: _Process) -> None:
+        """Removes a dead worker's blocks that nobody here reads."""
+        for name in self._folder.blocks(f"{dead.prefix}-"):
+            if name not in self._blocks:
+                unlink(self._folder.path, name)
+
+
+def _encode(value: Value) -> Any:
+    if isinstance(value, Shared):
+        return value.reference
+    return tuple(value) if isinstance(value, Kept) else value
+
+
+def _environment(options: LocalOptions) -> dict[str, str]:
+    """The worker's environment: thread pools read it once, when their library is loaded."""
+    environment = dict(os.environ)
+    threads = str(options.threads)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        environment[name] = threads
+    if options.engine == "xla":
+        if options.threads == 1:
+            flags = environment.get("XLA_FLAGS", "")
+            environment["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+        environment["NPROC"] = threads
+        environment.setdefault("JAX_PLATFORMS", "cpu")
+        environment["GRADSERVE_XLA_COMPILE_NOW"] = "1" if options.compile_now else "0"
+    return environment
+
+
+def _resident_bytes(pid: int) -> int:
+    if not pid:
+        return 0
+    try:
+        with open(f"/proc/{pid}/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
