@@ -21,6 +21,7 @@ from pathlib import Path
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gradserve.errors import Unavailable
@@ -74,7 +75,7 @@ class Server:
         self.telemetry = Telemetry()
         self.admission = Admission(options.limits)
         self._cleanup = contextlib.AsyncExitStack()
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> str:

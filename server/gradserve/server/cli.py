@@ -131,7 +131,7 @@ def gradient_options(required: bool) -> Callable[[F], F]:
         click.option("--grad-y-tensor", "grad_y_tensors", multiple=True, callback=pairs, metavar="Y=TENSOR",
                      help="A tensor of the graph as the seed of Y."),
         click.option("--name", default="gradients", show_default=True, help="Scope of the added nodes."),
-        click.option("--colocate-gradients-with-ops", is_flag=True, help="Keep each gradient op beside its forward op."),
+        click.option("--colocate-gradients-with-ops", is_flag=True, help="Keep gradient ops beside their forward ops."),
         click.option("--gate-gradients", is_flag=True, help="Use an op's gradients only once all of them are there."),
         click.option("--aggregation-method", type=click.Choice(list(METHODS)), default="add-n", show_default=True,
                      help="How gradients of the same tensor are summed."),
@@ -550,8 +550,8 @@ def status(server: str, as_json: bool) -> None:
         click.echo(_as_json(cluster))
         return
     out.print(
-        f"gradserve {cluster.version} at {server}: up for {cluster.uptime_seconds:,.0f} s, {cluster.requests:,} requests, "
-        f"{cluster.graph_count:,} graphs, {cluster.session_count:,} sessions."
+        f"gradserve {cluster.version} at {server}: up for {cluster.uptime_seconds:,.0f} s, "
+        f"{cluster.requests:,} requests, {cluster.graph_count:,} graphs, {cluster.session_count:,} sessions."
     )
     workers = Table("worker", "device", "engine", "state", "pid", "threads", "memory", "restarts")
     for worker in cluster.workers:

@@ -127,13 +127,13 @@ class Gate(grpc.aio.ServerInterceptor):
         self.admission = admission
         self.telemetry = telemetry
         self.repeated = RepeatedRequests(limits.max_request_ids)
-        self._wrapped: dict[str, grpc.RpcMethodHandler] = {}
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         method: str = handler_call_details.method  # pyright: ignore[reportAttributeAccessIssue]
         known = self._wrapped.get(method)
         if known is not None:
@@ -145,7 +145,7 @@ class Gate(grpc.aio.ServerInterceptor):
         self._wrapped[method] = wrapped
         return wrapped
 
-    def _wrap(self, method: str, handler: Any) -> grpc.RpcMethodHandler:
+    def _wrap(self, method: str, handler: Any) -> Any:
         codec = {
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
@@ -161,7 +161,7 @@ class Gate(grpc.aio.ServerInterceptor):
 
         async def call(request: Any, context: Any) -> Any:
             started = self.telemetry.started()
-            error: GradserveError | None = None
+            failed: GradserveError | None = None
             try:
                 if not admitted:
                     self.admission.enter()
@@ -172,18 +172,18 @@ class Gate(grpc.aio.ServerInterceptor):
                 finally:
                     if not admitted:
                         self.admission.leave()
-            except GradserveError as raised:
-                error = raised
+            except GradserveError as error:
+                failed = error
+                return await _abort(context, error)
             finally:
-                self.telemetry.finished(method, started, error)
-            return await _abort(context, error)
+                self.telemetry.finished(method, started, failed)
 
         return call
 
     def _stream(self, method: str, behavior: Callable[[Any, Any], AsyncIterator[Any]]) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             started = self.telemetry.started()
-            error: GradserveError | None = None
+            failed: GradserveError | None = None
             try:
                 self.admission.enter()
                 try:
@@ -191,12 +191,11 @@ class Gate(grpc.aio.ServerInterceptor):
                         yield response
                 finally:
                     self.admission.leave()
-            except GradserveError as raised:
-                error = raised
-            finally:
-                self.telemetry.finished(method, started, error)
-            if error is not None:
+            except GradserveError as error:
+                failed = error
                 await _abort(context, error)
+            finally:
+                self.telemetry.finished(method, started, failed)
 
         return call
 

@@ -97,7 +97,7 @@ class Remote:
             raise error_of(error) from None
 
     def _upload(self, array: Array, number: int, what: str) -> str:
-        data = memoryview(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
         digest = hashlib.sha256(data)
         digest.update(digest_suffix(number, array.shape))
         header = tensor_service_pb2.TensorHeader(

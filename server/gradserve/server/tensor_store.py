@@ -69,7 +69,7 @@ class Upload:
 
     def fill(self, array: Array) -> None:
         """Takes all bytes of a contiguous array."""
-        data = memoryview(array.view(np.uint8).reshape(-1)) if array.ndim else memoryview(array.tobytes())
+        data = array.reshape(-1).view(np.uint8).data
         for start in range(0, len(data), 16 * CHUNK_BYTES):
             self.write(data[start : start + 16 * CHUNK_BYTES])
 
