@@ -11,10 +11,11 @@ NODE_SECONDS = 2e-6
 LINK_BYTES_PER_SECOND = 2e9
 LINK_SECONDS = 1e-4
 
-_TRANSCENDENTAL = frozenset(
-    "Exp Log Tanh Sigmoid Sin Cos Tan Pow Sqrt Rsqrt Erf Erfc Softmax LogSoftmax Softplus Lgamma Digamma".split()
-)
-_CONVOLUTIONS = frozenset("Conv2D Conv2DBackpropInput Conv2DBackpropFilter DepthwiseConv2dNative".split())
+_TRANSCENDENTAL = frozenset((
+    "Exp", "Log", "Tanh", "Sigmoid", "Sin", "Cos", "Tan", "Pow", "Sqrt", "Rsqrt", "Erf", "Erfc", "Softmax",
+    "LogSoftmax", "Softplus", "Lgamma", "Digamma",
+))  # fmt: skip
+_CONVOLUTIONS = frozenset(("Conv2D", "Conv2DBackpropInput", "Conv2DBackpropFilter", "DepthwiseConv2dNative"))
 
 
 class Sizes:

@@ -26,10 +26,10 @@ from gradserve.v1 import graph_pb2
 FEED = -1
 CONSTANT = -2
 # What touches a variable and is not named here is taken to write it.
-_READERS = frozenset(
-    "VarHandleOp Variable VariableV2 TemporaryVariable ReadVariableOp VarIsInitializedOp IsVariableInitialized "
-    "VariableShape ResourceGather ResourceGatherNd Identity".split()
-)
+_READERS = frozenset((
+    "VarHandleOp", "Variable", "VariableV2", "TemporaryVariable", "ReadVariableOp", "VarIsInitializedOp",
+    "IsVariableInitialized", "VariableShape", "ResourceGather", "ResourceGatherNd", "Identity",
+))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -464,5 +464,3 @@ def _peak(piece: Piece, work: Work, sizes: Sizes) -> int:
             if last[tensor] is node and tensor not in piece.outputs:
                 alive -= sizes.bytes(tensor)
     return peak
-
-

@@ -67,13 +67,16 @@ class Program:
     targets: tuple[str, ...] = ()
 
 
+DEFAULT_STEP = StepOptions()
+
+
 class Runtime:
     """A fleet of workers and the plans that have been made for it.
 
     start() first, stop() last; every method is called on the event loop that start() ran on.
     """
 
-    def __init__(self, options: RuntimeOptions = RuntimeOptions()) -> None:  # noqa: B008 (immutable)
+    def __init__(self, options: RuntimeOptions = RuntimeOptions()) -> None:
         if options.workers < 1:
             raise InvalidArgument(f"A runtime needs at least 1 worker, not {options.workers}.", workers=options.workers)
         self.options = options
@@ -121,7 +124,7 @@ class Runtime:
         targets: Sequence[str] = (),
         *,
         variables: Variables | None = None,
-        options: StepOptions = StepOptions(),  # noqa: B008 (immutable)
+        options: StepOptions = DEFAULT_STEP,
     ) -> list[Array]:
         """Runs a graph once and returns the fetched arrays (read-only where they are large).
 
@@ -165,7 +168,7 @@ class Runtime:
         feeds: Mapping[str, StaticShape],
         fetches: Sequence[str] = (),
         targets: Sequence[str] = (),
-        options: StepOptions = StepOptions(),  # noqa: B008 (immutable)
+        options: StepOptions = DEFAULT_STEP,
         *,
         key: Hashable = None,
     ) -> PlanReport:
@@ -198,7 +201,9 @@ class Runtime:
             def make() -> Plan:
                 program = Program(build, fetches, targets) if isinstance(build, Graph) else build()
                 given = [Feed(name, dtype, shape) for name, dtype, shape in signature]
-                return make_plan(program.graph, given, program.fetches, program.targets, options, self._devices, self._numbers)
+                return make_plan(
+                    program.graph, given, program.fetches, program.targets, options, self._devices, self._numbers
+                )
 
             future = asyncio.get_running_loop().run_in_executor(self._planner, make)
             self._making[key] = future

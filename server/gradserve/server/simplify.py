@@ -216,5 +216,6 @@ def _pruned(state: _Pass, feeds: Sequence[Tensor], fetches: Sequence[Tensor], ta
         stack.extend(state.controls[node])
     nodes = tuple(node for node in state.nodes if node in kept)
     return Work(
-        nodes, state.inputs, state.controls, state.constants, tuple(feeds), tuple(fetches), tuple(dict.fromkeys(targets))
-    )
+        nodes, state.inputs, state.controls, state.constants, tuple(feeds), tuple(fetches),
+        tuple(dict.fromkeys(targets)),
+    )  # fmt: skip
