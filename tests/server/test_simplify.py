@@ -1,0 +1,96 @@
+"""What is left of a graph when a request is simplified."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gradserve.errors import InvalidArgument
+from gradserve.graph.graph import Graph
+from gradserve.graph.op import raw
+from gradserve.server.simplify import simplify
+from tests.server.build import placeholder
+
+
+def test_only_what_is_fetched_runs() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        y, _ = raw.Tanh(x), raw.Exp(x)
+    assert [node.name for node in simplify([x], [y], []).nodes] == ["Tanh"]
+
+
+def test_equal_nodes_are_merged() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        y = raw.Tanh(x) + raw.Tanh(x)
+    work = simplify([x], [y], [])
+    assert [node.name for node in work.nodes] == ["Tanh", "AddV2"]
+    assert work.inputs[y.node] == (work.nodes[0].outputs[0],) * 2
+
+
+def test_nodes_on_two_devices_are_not_merged() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        a = raw.Tanh(x)
+        with graph.device("/task:1"):
+            b = raw.Tanh(x)
+    assert len(simplify([x], [a, b], []).nodes) == 2
+
+
+def test_constants_fold_with_the_kernel_that_would_run() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        factor = raw.Exp(graph.constant(0.3))
+        y = x * factor
+    work = simplify([x], [y], [])
+    assert [node.type for node in work.nodes] == ["Mul"]
+    assert work.constants[factor] == np.exp(np.float32(0.3))
+
+
+def test_identities_go() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        y = raw.Identity(raw.Tanh(raw.Identity(x)))
+    work = simplify([x], [y], [])
+    assert [node.type for node in work.nodes] == ["Tanh"]
+    assert work.fetches == (work.nodes[0].outputs[0],)
+
+
+def test_an_identity_that_others_wait_for_stays() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        a = raw.Identity(raw.Exp(x))
+        with graph.control_dependencies([a]):
+            y = raw.Tanh(x)
+    assert [node.type for node in simplify([x], [y], []).nodes] == ["Exp", "Identity", "Tanh"]
+
+
+def test_a_fed_constant_is_not_folded() -> None:
+    graph = Graph()
+    with graph.as_default():
+        a = graph.constant(2.0)
+        y = raw.Exp(a)
+    work = simplify([a], [y], [])
+    assert [node.type for node in work.nodes] == ["Exp"]
+
+
+def test_negative_and_positive_zero_stay_apart() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        fetches = [x / graph.constant(0.0), x / graph.constant(-0.0)]
+    assert len(simplify([x], fetches, []).nodes) == 2
+
+
+def test_an_unfed_placeholder_is_named() -> None:
+    graph = Graph()
+    with graph.as_default():
+        y = raw.Tanh(placeholder())
+    with pytest.raises(InvalidArgument, match="x is not fed"):
+        simplify([], [y], [])
