@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, broadcast_shape, call, define, raw, same_shape
 
@@ -34,7 +35,7 @@ def _parts(draw: Any) -> list[Example]:
 
 def _complex_kernel(xp: Any, real: Any, imag: Any, *, Tout: Any) -> Any:
     """real + i imag; made by filling the two parts, so that an infinite one leaves the other alone."""
-    shape = xp.broadcast_shapes(real.shape, imag.shape)
+    shape = shapes.broadcast(real.shape, imag.shape)
     parts = xp.stack([xp.broadcast_to(real, shape), xp.broadcast_to(imag, shape)], axis=-1)
     return parts.astype(Tout.real.numpy).view(Tout.numpy)[..., 0]
 
