@@ -16,8 +16,14 @@ from tests.server.build import FIRST, SECOND, fleet, placeholder, plan
 
 @pytest.mark.parametrize(
     "device",
-    [SECOND, "/task:1", "/job:worker/replica:0/task:1/device:CPU:0", "/job:worker/task:1/cpu:0", "/job:worker/task:1/device:CPU:*"],
-)  # fmt: skip
+    [
+        SECOND,
+        "/task:1",
+        "/job:worker/replica:0/task:1/device:CPU:0",
+        "/job:worker/task:1/cpu:0",
+        "/job:worker/task:1/device:CPU:*",
+    ],
+)
 def test_every_form_of_a_device_string_is_understood(device: str) -> None:
     graph = Graph()
     with graph.as_default(), graph.device(device):

@@ -83,7 +83,7 @@ def test_an_error_ends_the_step_once() -> None:
     scheduler = Scheduler(1, 2, 3)
     scheduler.start(floating())
     error = ComputationFailed("no")
-    assert scheduler.failed(0, 1, error) == [Fail(1, error)]
+    assert scheduler.failed(0, 1, error) == [Forget(0, 1), Fail(1, error)]
     assert scheduler.failed(0, 1, error) == []
 
 

@@ -1,0 +1,127 @@
+"""Worker processes: shared memory, loss and replacement, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradserve.errors import GradserveError, Unsupported
+from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.workers.memory import Folder, remove_stale
+
+
+class Recorder:
+    """A listener that writes events down."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+
+    def finished(
+        self, worker: int, attempt: int, segment: int, outputs: list[Any],
+        updates: dict[str, Any] | None, draws: dict[str, int] | None,
+    ) -> None:  # fmt: skip
+        self.events.put_nowait(("finished", worker, attempt, segment, outputs))
+
+    def failed(self, worker: int, attempt: int, segment: int, error: GradserveError) -> None:
+        self.events.put_nowait(("failed", worker, error))
+
+    def lost(self, worker: int) -> None:
+        self.events.put_nowait(("lost", worker))
+
+    def ready(self, worker: int) -> None:
+        self.events.put_nowait(("ready", worker))
+
+    def unavailable(self, worker: int, error: GradserveError) -> None:
+        self.events.put_nowait(("unavailable", worker, error))
+
+
+def test_a_killed_worker_is_told_of_and_replaced() -> None:
+    async def scenario() -> None:
+        fleet, recorder = LocalFleet(LocalOptions(workers=2)), Recorder()
+        await fleet.start(recorder)
+        before = fleet.workers()[1].pid
+        os.kill(before, signal.SIGKILL)
+        assert await asyncio.wait_for(recorder.events.get(), 20) == ("lost", 1)
+        assert await asyncio.wait_for(recorder.events.get(), 20) == ("ready", 1)
+        after = fleet.workers()[1]
+        assert (after.state, after.restarts) == ("ready", 1)
+        assert after.pid not in (0, before)
+        await fleet.stop(1)
+
+    asyncio.run(scenario())
+
+
+def test_a_large_tensor_is_shared_and_given_back() -> None:
+    async def scenario() -> None:
+        fleet = LocalFleet(LocalOptions(workers=1))
+        await fleet.start(Recorder())
+        array = np.arange(1 << 16, dtype=np.float32)
+        value = fleet.put(array)
+        read = fleet.get(value)
+        fleet.free(value)
+        view = read[5:]
+        del read  # the view alone keeps the memory
+        other = fleet.put(array + 1)
+        assert np.array_equal(view, array[5:])
+        assert not view.flags.writeable
+        del view
+        await asyncio.sleep(0)
+        assert fleet.put(array).reference.block != other.reference.block
+        await fleet.stop(1)
+
+    asyncio.run(scenario())
+
+
+def test_an_engine_that_cannot_run_says_why() -> None:
+    async def scenario() -> None:
+        fleet = LocalFleet(LocalOptions(workers=2, engine="abacus"))
+        with pytest.raises(Unsupported, match="abacus"):
+            await fleet.start(Recorder())
+
+    asyncio.run(scenario())
+
+
+_ORPHAN = """
+import asyncio, os, numpy as np
+from gradserve.server.fleet.local import LocalFleet, LocalOptions
+async def main():
+    fleet = LocalFleet(LocalOptions(workers=1))
+    await fleet.start(None)
+    fleet.put(np.ones(1 << 20))
+    print(fleet._folder.path, fleet.workers()[0].pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+def test_a_killed_coordinator_leaves_neither_workers_nor_memory() -> None:
+    with subprocess.Popen([sys.executable, "-c", _ORPHAN], stdout=subprocess.PIPE, text=True) as coordinator:
+        assert coordinator.stdout is not None
+        folder, pid = coordinator.stdout.readline().split()
+        coordinator.kill()
+    for _ in range(200):
+        if not os.path.exists(f"/proc/{pid}") or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+            break
+        time.sleep(0.02)
+    else:
+        raise AssertionError("The worker outlived its coordinator.")
+    assert os.path.exists(folder)
+    remove_stale(Path(folder).parent)
+    assert not os.path.exists(folder)
+
+
+def test_a_living_coordinators_memory_is_left_alone() -> None:
+    folder = Folder()
+    remove_stale(Path(folder.path).parent)
+    assert os.path.exists(folder.path)
+    folder.close()
+    assert not os.path.exists(folder.path)
