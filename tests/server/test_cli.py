@@ -1,0 +1,105 @@
+"""The command line: results, one-line errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from gradserve.server.cli import main
+from gradserve.server.remote import Remote
+from gradserve.v1 import gradient_service_pb2 as wire
+from tests.server.serving import product, remote
+
+__all__ = ["remote"]
+
+X = np.array([0.0, 1.0, 2.0], np.float32)
+DZ = np.exp(X) * (X * X + 2 * X)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "graph.pb").write_bytes(product())
+    np.savez(tmp_path / "feeds.npz", x=X)
+    return tmp_path
+
+
+def gradserve(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def gradients(folder: Path, *more: object) -> Result:
+    feeds, out = folder / "feeds.npz", folder / "grads.npz"
+    return gradserve("gradients", folder / "graph.pb", "--ys", "z", "--feeds", feeds, "--out", out, *more)
+
+
+def test_gradients_are_written(folder: Path, remote: Remote) -> None:
+    result = gradients(folder, "--xs", "x,apart", "--return-ys", "--server", remote.address)
+    assert result.exit_code == 0, result.output
+    with np.load(folder / "grads.npz") as found:
+        assert set(found.files) == {"x", "ys/z"}
+        np.testing.assert_allclose(found["x"], DZ, rtol=1e-6)
+    assert "no y depends on it" in result.output
+
+
+def test_without_a_server_one_is_started(folder: Path) -> None:
+    result = gradients(folder, "--xs", "x", "--workers", 1, "--engine", "numpy", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["gradients"][0]["shape"] == [3]
+
+
+def test_options_of_gradients_are_passed_on(folder: Path, remote: Remote) -> None:
+    np.savez(folder / "seeds.npz", z=np.array([1, 10, 100], np.float32))
+    more = ["--grad-ys", folder / "seeds.npz", "--gate-gradients", "--colocate-gradients-with-ops"]
+    more += ["--aggregation-method", "tree", "--unconnected-gradients", "zero", "--stop-gradients", "e"]
+    result = gradients(folder, "--xs", "x", "--server", remote.address, *more)
+    assert result.exit_code == 0, result.output
+    with np.load(folder / "grads.npz") as found:
+        np.testing.assert_allclose(found["x"], [1, 10, 100] * np.exp(X) * 2 * X, rtol=1e-6)
+
+
+def test_errors_are_one_line_and_exit_codes_tell_them_apart(folder: Path, remote: Remote) -> None:
+    unknown = gradients(folder, "--xs", "nowhere", "--server", remote.address)
+    assert unknown.exit_code == 1
+    assert unknown.stderr.splitlines() == ["error: The graph has no node 'nowhere'."]
+    as_json = gradients(folder, "--xs", "nowhere", "--server", remote.address, "--json")
+    assert json.loads(as_json.stderr)["reason"] == "NOT_FOUND"
+    assert gradserve("gradients", folder / "graph.pb").exit_code == 2
+    (folder / "feeds.npz").write_text("no arrays")
+    assert "numpy.savez" in gradients(folder, "--xs", "x", "--server", remote.address).stderr
+
+
+def test_a_server_that_is_not_there_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gradserve.server.remote.CONNECT_SECONDS", 0.3)
+    result = gradserve("status", "--server", "127.0.0.1:1")
+    assert result.exit_code == 3
+    assert "gradserve serve" in result.stderr
+
+
+def test_a_plan_is_explained(folder: Path, remote: Remote) -> None:
+    options = ["--ys", "z", "--xs", "x", "--feeds", folder / "feeds.npz", "--server", remote.address]
+    result = gradserve("explain", folder / "graph.pb", *options, "--nodes")
+    assert result.exit_code == 0, result.output
+    assert "nodes run" in result.output
+    as_json = gradserve("explain", folder / "graph.pb", *options, "--json")
+    assert json.loads(as_json.stdout)["segments"]
+    assert gradserve("explain", folder / "graph.pb").exit_code == 2
+
+
+def test_graphs_and_status_are_shown(remote: Remote) -> None:
+    remote.call(remote.gradients.CreateGraph, wire.CreateGraphRequest(graph=wire.GraphValue(serialized=product())))
+    listed = gradserve("graphs", "--server", remote.address)
+    assert "graphs/" in listed.output
+    assert json.loads(gradserve("graphs", "--server", remote.address, "--json").stdout)[0]["node_count"] == "5"
+    assert "/job:worker/replica:0/task:1" in gradserve("status", "--server", remote.address).output
+    assert len(json.loads(gradserve("status", "--server", remote.address, "--json").stdout)["workers"]) == 2
+
+
+def test_help_names_every_option() -> None:
+    for command in ("serve", "gradients", "explain", "graphs", "status"):
+        result = gradserve(command, "--help")
+        assert result.exit_code == 0
+        assert "--json" in result.output
