@@ -57,8 +57,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format
 	$(BIN)/buf format --write protos
 
-protos: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check grpcio-tools
+protos: $(VENV)/.lint
 	$(BIN)/python protos/generate.py
 
 benchmark: $(VENV)/.test
