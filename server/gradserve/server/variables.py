@@ -24,6 +24,7 @@ class Variables:
         self._values: dict[str, Value] = {}
         self.draws: dict[str, int] = {}
         self.writing = asyncio.Lock()
+        self._closed = False
 
     def names(self) -> list[str]:
         """The initialised variables, sorted."""
@@ -51,6 +52,10 @@ class Variables:
 
     def replace(self, values: dict[str, Value], draws: dict[str, int]) -> None:
         """Takes over a step's new values and positions, all at once."""
+        if self._closed:  # the session ended while the step ran
+            for value in values.values():
+                self._fleet.free(value)
+            return
         old = [self._values[name] for name in values if name in self._values]
         self._values.update(values)
         self.draws.update(draws)
@@ -59,6 +64,7 @@ class Variables:
 
     def close(self) -> None:
         """Gives the memory back. Closing twice does nothing."""
+        self._closed = True
         values, self._values = self._values, {}
         for value in values.values():
             self._fleet.free(value)
