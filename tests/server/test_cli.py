@@ -93,7 +93,7 @@ def test_graphs_and_status_are_shown(remote: Remote) -> None:
     remote.call(remote.gradients.CreateGraph, wire.CreateGraphRequest(graph=wire.GraphValue(serialized=product())))
     listed = gradserve("graphs", "--server", remote.address)
     assert "graphs/" in listed.output
-    assert json.loads(gradserve("graphs", "--server", remote.address, "--json").stdout)[0]["node_count"] == "5"
+    assert json.loads(gradserve("graphs", "--server", remote.address, "--json").stdout)[0]["node_count"] == "6"
     assert "/job:worker/replica:0/task:1" in gradserve("status", "--server", remote.address).output
     assert len(json.loads(gradserve("status", "--server", remote.address, "--json").stdout)["workers"]) == 2
 

@@ -40,7 +40,7 @@ def test_a_running_request_is_finished_before_the_end() -> None:
     with Remote(server.address) as remote:
         remote.connect()
         feeds = [wire.NamedTensor(name="x", value=remote.value(np.eye(1000, dtype=np.float32), "x"))]
-        request = wire.RunRequest(source=inline(slow(20)), feeds=feeds, fetches=["y"])
+        request = wire.RunRequest(source=inline(slow(300)), feeds=feeds, fetches=["y"])
         running = remote.gradients.Run.future(request)
         time.sleep(0.3)
         assert not running.done()
