@@ -80,6 +80,17 @@ def test_a_fed_constant_is_not_folded() -> None:
     assert [node.type for node in work.nodes] == ["Exp"]
 
 
+def test_what_is_fed_does_not_stand_for_its_equals() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        a, b = graph.constant(2.0), graph.constant(2.0)
+        c, d = raw.Tanh(x), raw.Tanh(x)
+        fetches = [x * a, x * b, raw.Neg(c), raw.Neg(d)]
+    work = simplify([x, a, c], fetches, [])
+    assert [work.inputs[fetch.node][-1] for fetch in fetches] == [a, b, c, d]
+
+
 def test_negative_and_positive_zero_stay_apart() -> None:
     graph = Graph()
     with graph.as_default():

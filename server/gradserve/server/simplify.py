@@ -102,6 +102,8 @@ class _Pass:
         if node.type != "Const" or node.control_inputs or node in self.anchors:
             return False
         output = node.outputs[0]
+        if output in self.fed:
+            return True
         value = node.attrs["value"]
         self.constants[output] = value
         if value.nbytes <= _LARGEST_COMPARED_BYTES and value.dtype != np.dtype(object):
@@ -172,6 +174,8 @@ class _Pass:
         op = node.op
         if op is None or op.kernel is None or op.stateful or op.kernel.wants_state or not node.outputs:
             return None
+        if any(tensor in self.fed for tensor in node.outputs):
+            return None  # what is fed for it need not be what it would compute
         attrs: list[Hashable] = []
         for name, value in node.attrs.items():
             if name.startswith("_") and name != "_class":

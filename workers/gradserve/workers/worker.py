@@ -12,6 +12,7 @@ something that this worker computed earlier in the step. The worker ends when th
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 import signal
 import socket
@@ -205,6 +206,8 @@ def main() -> None:
     # A Ctrl-C in the terminal is for the coordinator, which ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     descriptor, engine, folder, prefix = sys.argv[1:]
+    # A child of an engine's must not hold the pipe open: its end is how the coordinator learns of a death.
+    os.set_inheritable(int(descriptor), False)
     with socket.socket(fileno=int(descriptor)) as channel:
         try:
             worker = Worker(load_engine(engine), Pool(folder, prefix), Mapper(folder))

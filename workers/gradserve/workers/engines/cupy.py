@@ -46,6 +46,7 @@ def compile(segment: Segment) -> reference.Compiled:
         env: dict[Tensor, Any] = dict(zip(segment.feeds, values, strict=True))
         for step in steps:
             step(env, state)
+        state.updates = {name: _on_host(value) for name, value in state.updates.items()}
         return [_fetched(env[tensor], tensor, state) for tensor in segment.fetches]
 
     return run
