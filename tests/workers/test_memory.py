@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradserve.workers.memory import Folder, Mapper, Pool, unlink
+from gradserve.workers.memory import Folder, Mapper, Pool, pack, unlink, unpack
 
 
 @pytest.fixture
@@ -47,3 +47,12 @@ def test_an_unlinked_block_gives_its_pages_back_though_mapped(folder: Folder) ->
     unlink(folder.path, reference.block)
     assert not (Path(folder.path) / reference.block).exists()
     assert memory.size() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int64, np.complex64, ml_dtypes.bfloat16, np.bool_, object])
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 2)])
+def test_packed_arrays_come_back_as_they_were(dtype: type, shape: tuple[int, ...]) -> None:
+    array = np.ones(shape, dtype).T
+    back = unpack(pack(array))
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert np.array_equal(back, array)

@@ -126,7 +126,7 @@ class Runtime:
         variables: Variables | None = None,
         options: StepOptions = DEFAULT_STEP,
     ) -> list[Array]:
-        """Runs a graph once and returns the fetched arrays (read-only where they are large).
+        """Runs a graph once and returns the fetched arrays, read-only.
 
         Cancelling the call abandons the step: nothing of it is kept.
 

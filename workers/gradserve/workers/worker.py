@@ -5,8 +5,8 @@ To the worker:   (LOAD, number, graph, feeds, fetches, targets, kept, sent, unlo
                  (FORGET, attempt)   (FREE, frees)   (STOP,)
 From the worker: (READY,) or (CANNOT, error), once
                  (DONE, attempt, segment, outputs, updates, draws)   (FAILED, attempt, segment, error)
-A tensor in a message is an array, a Reference into shared memory, or, as an input, a (program, position) pair of
-something that this worker computed earlier in the step. The worker ends when the pipe does.
+A tensor in a message is a packed array, a Reference into shared memory, or, as an input, a (program, position) pair
+of something that this worker computed earlier in the step. The worker ends when the pipe does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import gradserve.ops  # the catalogue  # noqa: F401
 from gradserve.errors import ComputationFailed, GradserveError, Unsupported
 from gradserve.graph import codec
-from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference
+from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference, pack, unpack
 from gradserve.workers.segment import Handle, Segment, State
 
 LOAD, RUN, FORGET, FREE, STOP, READY, CANNOT, DONE, FAILED = range(9)
@@ -138,9 +138,9 @@ class Worker:
     def _decode(self, value: Any, step: Step) -> Any:
         if isinstance(value, Reference):
             return self.mapper.load(value)
-        if type(value) is tuple:
+        if type(value) is tuple and len(value) == 2:
             return step.kept[value]
-        return value
+        return unpack(value)
 
     def _encode(self, value: Any) -> Any:
         if isinstance(value, Handle):
@@ -148,7 +148,7 @@ class Worker:
         array = np.asarray(value)
         if array.nbytes > INLINE_BYTES and array.dtype != np.dtype(object):
             return self.pool.store(array)
-        return array
+        return pack(array)
 
     def _free(self, names: list[str]) -> None:
         for name in names:

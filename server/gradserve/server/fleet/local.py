@@ -22,7 +22,7 @@ import numpy as np
 from gradserve.errors import GradserveError, Unavailable
 from gradserve.server.fleet.base import Array, Fleet, Kept, Listener, Program, Submission, Value, WorkerInfo
 from gradserve.workers import worker as wire
-from gradserve.workers.memory import INLINE_BYTES, Folder, Mapper, Pool, Reference, unlink, view
+from gradserve.workers.memory import INLINE_BYTES, Folder, Mapper, Pool, Reference, pack, unlink, unpack, view
 
 _READ_BYTES = 1 << 18
 _FREE_AT_ONCE_BYTES = 1 << 20
@@ -316,7 +316,7 @@ class LocalFleet(Fleet):
 
     def _decode(self, value: Any, process: _Process) -> Value:
         if not isinstance(value, Reference):
-            return value
+            return unpack(value)
         count = value.dtype.itemsize
         for size in value.shape:
             count *= size
@@ -411,7 +411,7 @@ class LocalFleet(Fleet):
 def _encode(value: Value) -> Any:
     if isinstance(value, Shared):
         return value.reference
-    return tuple(value) if isinstance(value, Kept) else value
+    return tuple(value) if isinstance(value, Kept) else pack(value)
 
 
 def _environment(options: LocalOptions) -> dict[str, str]:
