@@ -21,7 +21,7 @@ from tests.server.serving import chain, inline, product, slow
 def tight() -> Iterator[Remote]:
     """A server that takes on little."""
     limits = {
-        "max_graph_nodes": 50, "max_tensor_bytes": 8 << 20, "max_concurrent_requests": 1, "max_sessions": 1
+        "max_graph_nodes": 500, "max_tensor_bytes": 8 << 20, "max_concurrent_requests": 1, "max_sessions": 1
     }  # fmt: skip
     with embedded.start(workers=1, engine="numpy", **limits) as server, Remote(server.address) as remote:
         remote.connect()
@@ -29,8 +29,8 @@ def tight() -> Iterator[Remote]:
 
 
 def test_a_graph_with_too_many_nodes_is_refused(tight: Remote) -> None:
-    request = wire.CreateGraphRequest(graph=wire.GraphValue(serialized=chain(50)))
-    with pytest.raises(LimitExceeded, match=r"over the limit of 50 \(51\).*--max-graph-nodes") as caught:
+    request = wire.CreateGraphRequest(graph=wire.GraphValue(serialized=chain(500)))
+    with pytest.raises(LimitExceeded, match=r"over the limit of 500 \(501\).*--max-graph-nodes") as caught:
         tight.call(tight.gradients.CreateGraph, request)
     assert caught.value.metadata["limit"] == "max_graph_nodes"
 

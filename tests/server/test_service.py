@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from typing import Any
 
 import grpc
 import numpy as np
@@ -19,7 +20,7 @@ from gradserve.errors import AlreadyExists, FailedPrecondition, InvalidArgument,
 from gradserve.graph import codec
 from gradserve.server.remote import Remote
 from gradserve.v1 import gradient_service_pb2 as wire
-from gradserve.v1 import graph_pb2
+from gradserve.v1 import graph_pb2, tensor_pb2
 from tests.server.serving import compute, inline, product, remote, slow
 
 __all__ = ["remote"]
@@ -108,7 +109,7 @@ def test_added_gradients_are_named_and_can_be_run(remote: Remote) -> None:
 def test_an_extended_graph_has_a_new_version(remote: Remote) -> None:
     graph = create(remote)
     node = graph_pb2.NodeDef(name="twice", op="AddV2", input=["x", "x"])
-    node.attr["T"].type = 1
+    node.attr["T"].type = tensor_pb2.DT_FLOAT
     addition = wire.GraphValue(graph_def=graph_pb2.GraphDef(node=[node]))
     request = wire.ExtendGraphRequest(name=graph.name, addition=addition, etag=graph.etag)
     assert remote.call(remote.gradients.ExtendGraph, request).graph.version == 2
@@ -161,7 +162,7 @@ def test_errors_carry_their_values_as_details(remote: Remote) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         remote.gradients.ComputeGradients(compute(remote, inline(product()), X, ys=["nowhere"]))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
-    status = rpc_status.from_call(caught.value)
+    status = rpc_status.from_call(caught.value)  # pyright: ignore[reportArgumentType]
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
@@ -226,11 +227,12 @@ def test_the_cluster_shows_its_workers(remote: Remote) -> None:
 
 def test_health_reflection_and_channelz_answer(remote: Remote) -> None:
     with grpc.insecure_channel(remote.address) as channel:
-        health = health_pb2_grpc.HealthStub(channel)
+        health: Any = health_pb2_grpc.HealthStub(channel)
         request = health_pb2.HealthCheckRequest(service="gradserve.v1.GradientService")
         assert health.Check(request).status == health_pb2.HealthCheckResponse.SERVING
         listing = reflection_pb2.ServerReflectionRequest(list_services="")
-        answer = next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([listing])))
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        answer = next(reflection.ServerReflectionInfo(iter([listing])))
         names = {service.name for service in answer.list_services_response.service}
         assert {"gradserve.v1.GradientService", "gradserve.v1.TensorService"} <= names
         servers = channelz_pb2_grpc.ChannelzStub(channel).GetServers(channelz_pb2.GetServersRequest())

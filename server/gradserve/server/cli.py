@@ -40,7 +40,9 @@ UNCONNECTED = {"none": wire.UNCONNECTED_GRADIENTS_NONE, "zero": wire.UNCONNECTED
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
-out = Console(highlight=False, soft_wrap=True)
+PIPE_WIDTH = 200  # a table that goes into a file or a pipe is not cut to a terminal's width
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
