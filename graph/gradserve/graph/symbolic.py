@@ -38,3 +38,44 @@ def spread(dy: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> Tensor:
 def with_kept(y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> Tensor:
     """y, a reduction of x over the axes, with each axis kept as 1."""
     return y if keep_dims else raw.Reshape(y, kept_shape(x, axes))
+
+
+def concat(*parts: IntVector) -> IntVector:
+    """Integer vectors one after another: an array where all of them are arrays."""
+    if any(isinstance(part, Tensor) for part in parts):
+        whole = [part for part in parts if isinstance(part, Tensor) or len(part)]
+        return raw.ConcatV2(whole, np.int32(0)) if len(whole) > 1 else whole[0]
+    return np.concatenate([np.asarray(part, np.int32) for part in parts])
+
+
+def part(vector: IntVector, start: int, stop: int | None = None) -> IntVector:
+    """The entries from start to stop of an integer vector."""
+    if not isinstance(vector, Tensor):
+        return vector[start:stop]
+    end = 0 if stop is None else stop
+    return raw.StridedSlice(
+        vector,
+        np.array([start], np.int32),
+        np.array([end], np.int32),
+        np.array([1], np.int32),
+        end_mask=int(stop is None),
+    )
+
+
+def product(vector: IntVector) -> IntVector:
+    """The product of the entries of an integer vector, as a vector of one."""
+    if not isinstance(vector, Tensor):
+        return np.array([np.prod(vector, dtype=np.int64)], np.int32)
+    return raw.Reshape(raw.Prod(vector, np.array([0], np.int32)), np.array([1], np.int32))
+
+
+def rank_of(x: Tensor) -> Any:
+    """The rank of x: an int, or a Tensor where it is not known."""
+    return raw.Rank(x) if x.shape is None else len(x.shape)
+
+
+def count_up(start: Any, stop: Any) -> IntVector:
+    """The integers from start (included) to stop (excluded)."""
+    if isinstance(start, Tensor) or isinstance(stop, Tensor):
+        return raw.Range(start, stop, 1)
+    return np.arange(start, stop, dtype=np.int32)
