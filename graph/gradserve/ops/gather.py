@@ -80,12 +80,12 @@ def _gather_axis_gradient(
     place = static.scalar(axis)
     if place == 0 and batch_dims == 0:
         return sparse_gradient(dy, params, indices, _shape_beside(params)), None, None
-    return _dense_gather_gradient(dy, params, indices, axis, batch_dims), None, None
+    return dense_gather_gradient(dy, params, indices, axis, batch_dims), None, None
 
 
-def _dense_gather_gradient(dy: Tensor, params: Tensor, indices: Tensor, axis: Tensor, batch_dims: int) -> Tensor:
+def dense_gather_gradient(dy: Tensor, params: Tensor, indices: Tensor, axis: Any, batch_dims: int) -> Tensor:
     """dy led to [batch · index, ...], summed into [batch · axis, ...], and led back to the shape of params."""
-    place = static.scalar(axis)
+    place = static.scalar(axis) if isinstance(axis, Tensor) else int(axis)
     if place is None:
         where: Any = raw.Cast(axis, DstT="int32") if axis.dtype is not dtypes.int32 else axis
         where = raw.FloorMod(where, raw.Rank(params))

@@ -56,6 +56,17 @@ class State:
     updates: dict[str, Any] = field(default_factory=dict)
     draws: dict[str, int] = field(default_factory=dict)
 
+    def handle(self, node: Node) -> Handle:
+        """The handle of the variable that a node declares: its shared name, or else the node's own."""
+        container = node.attrs.get("container", "")
+        name = node.attrs.get("shared_name") or node.name
+        return Handle(f"{container}/{name}" if container else name)
+
+    def forget(self, handle: Handle) -> None:
+        """The variable has no value any more, from now on in this step."""
+        self.updates.pop(handle.variable, None)
+        self.values = {name: value for name, value in self.values.items() if name != handle.variable}
+
     def read(self, handle: Handle) -> Any:
         """The current value. Raises FailedPrecondition where nothing has been assigned yet."""
         name = handle.variable
