@@ -5,6 +5,7 @@
 | an explicit seed's shape is not y's                  | point 4, seeds checked    | ValueError                   |
 | TensorFlow: no gradient registered for an op, which  | point 3, no holes         | a gradient                   |
 | is differentiable in mathematics                     |                           |                              |
+| TensorFlow: None through an op that has a rule here  | point 3, no holes         | a gradient                   |
 """
 
 from __future__ import annotations
@@ -50,9 +51,20 @@ def _op_lacks_a_rule_in_tensorflow(case: Case) -> bool:
     )
 
 
+# Ops that TensorFlow registers as not differentiable in inputs that they depend on smoothly.
+_GIVEN_A_RULE = frozenset(("OneHot", "LinSpace", "SparseConcat", "HSVToRGB", "ResizeBilinearGrad"))
+
+
+def _op_is_given_a_rule(case: Case) -> bool:
+    return bool(_GIVEN_A_RULE & set(case.meta["ops"])) and any(
+        entry["kind"] == "none" for entry in case.expected.get("dx", [])
+    )
+
+
 DIFFERENCES = (
     Difference("point 4: seeds are checked up front", _seed_has_other_shape, "ValueError"),
     Difference("point 3: no holes", _op_lacks_a_rule_in_tensorflow, None),
+    Difference("point 3: no holes", _op_is_given_a_rule, None),
 )
 
 

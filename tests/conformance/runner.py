@@ -84,9 +84,7 @@ def _options(case: Case) -> dict[str, Any]:
 
 def _first_order(case: Case, client: gs.Client) -> Any:
     request = case.request
-    return _ask(
-        client, case, case.graph, request["ys"], request["xs"], grad_ys=case.grad_ys(), **_options(case)
-    )
+    return _ask(client, case, case.graph, request["ys"], request["xs"], grad_ys=case.grad_ys(), **_options(case))
 
 
 def _second_order(case: Case, client: gs.Client) -> Any:
@@ -112,7 +110,9 @@ def squared_norm(graph: Graph, case: Case) -> Tensor:
             if dx is None:
                 continue
             dense = densify(dx)
-            square = raw.Real(dense * raw.Conj(dense), Tout=dense.dtype.real) if dense.dtype.is_complex else dense * dense
+            square = (
+                raw.Real(dense * raw.Conj(dense), Tout=dense.dtype.real) if dense.dtype.is_complex else dense * dense
+            )
             terms.append(raw.Sum(square, raw.Range(0, raw.Rank(square), 1)))
         kinds = {term.dtype for term in terms}
         if len(kinds) > 1:

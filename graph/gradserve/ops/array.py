@@ -389,11 +389,8 @@ def _unpad(dy: Tensor, x: Tensor, paddings: Tensor) -> Tensor:
     return raw.Slice(dy, _before(paddings), size)
 
 
-def _pad_constant_gradient(dy: Tensor, y: Tensor, x: Tensor, paddings: Tensor, value: Tensor) -> Any:
-    """The constant gets what x does not."""
-    inner = _unpad(dy, x, paddings)
-    everything, own = (raw.Sum(t, count_up(0, rank_of(t))) for t in (dy, inner))
-    return inner, None, everything - own
+def _pad(xp: Any, x: Any, paddings: Any, value: Any) -> Any:
+    return xp.pad(x, _widths(paddings), constant_values=value) if x.ndim else x
 
 
 def _paddings(draw: Any, rank: int, most: int = 2) -> Any:
@@ -404,15 +401,15 @@ define(
     "Pad(input: T, paddings: Tpaddings; T: type, Tpaddings: index = int32) -> (output: T)",
     shape=_padded,
     gradient=lambda dy, y, x, paddings: (_unpad(dy, x, paddings), None),
-    kernel=lambda xp, x, paddings: xp.pad(x, _widths(paddings)),
+    kernel=lambda xp, x, paddings: _pad(xp, x, paddings, 0),
     host=("paddings",),
     examples=lambda draw: [call(draw.normal(*(s := draw.shape())), _paddings(draw, len(s)))],
 )
 define(
     "PadV2(input: T, paddings: Tpaddings, constant_values: T; T: type, Tpaddings: index = int32) -> (output: T)",
     shape=_padded,
-    gradient=_pad_constant_gradient,
-    kernel=lambda xp, x, paddings, value: xp.pad(x, _widths(paddings), constant_values=value),
+    gradient=lambda dy, y, x, paddings, value: (_unpad(dy, x, paddings), None, None),
+    kernel=_pad,
     host=("paddings",),
     examples=lambda draw: [call(draw.normal(*(s := draw.shape())), _paddings(draw, len(s)), draw.normal())],
 )

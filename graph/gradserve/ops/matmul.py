@@ -286,7 +286,8 @@ def _operand_gradient(dy: Tensor, out: str, own: str, x: Tensor, other: Tensor |
     shared = "".join(label for label in unique if label in available)
     dots = "..." if "..." in own else ""
     operands, sides = ([dy], out) if other is None else ([dy, other], f"{out},{beside}")
-    dx = raw.Einsum(operands, equation=f"{sides}->{dots}{shared}")
+    batch = "..." if "..." in sides else ""
+    dx = raw.Einsum(operands, equation=f"{sides}->{batch}{shared}")
     front = x if own == dots + unique else raw.Einsum([x], equation=f"{own}->{dots}{unique}")
     if shared != unique:
         dx = _insert(dx, shared, unique, front)

@@ -168,8 +168,8 @@ def _smallest(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
 reduction("Sum",           lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims),   _sum_gradient)
 reduction("Mean",          _mean,                                                                   _mean_gradient, smallest=1)
 reduction("Prod",          lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims),  _prod_gradient, holomorphic=True)
-reduction("Max",           _largest,                                                                _extreme_gradient, types="real", domain="distinct")
-reduction("Min",           _smallest,                                                               _extreme_gradient, types="real", domain="distinct")
+reduction("Max",           _largest,                                                                _extreme_gradient, types="real", domain="distinct", smallest=1)
+reduction("Min",           _smallest,                                                               _extreme_gradient, types="real", domain="distinct", smallest=1)
 reduction("EuclideanNorm", _norm,                                                                   _norm_gradient, smallest=1)
 # fmt: on
 
@@ -275,10 +275,24 @@ def _scan_kernel(neutral: float, run: Callable[..., Any]) -> Rule:
 def _scan_examples(draw: Any) -> list[Example]:
     shape = draw.shape(1, 3)
     axis = np.int32(draw.size(0, len(shape) - 1) - draw.pick([0, len(shape)]))
-    return [call(draw.normal(*shape), axis, exclusive=bool(draw.size(0, 1)), reverse=bool(draw.size(0, 1)))]
+    exclusive, reverse = bool(draw.size(0, 1)), bool(draw.size(0, 1))
+    return [call(draw.normal(*shape), axis, exclusive=exclusive, reverse=reverse)]
 
 
-def _scan_op(name: str, kernel: Rule, gradient: Rule, *, types: str = "number", holomorphic: bool = False) -> Op:
+def _log_scan_examples(draw: Any) -> list[Example]:
+    """The first of an exclusive scan is the lowest number there is: differences can't bear it."""
+    return [example._replace(differences=not example.attrs["exclusive"]) for example in _scan_examples(draw)]
+
+
+def _scan_op(
+    name: str,
+    kernel: Rule,
+    gradient: Rule,
+    *,
+    types: str = "number",
+    holomorphic: bool = False,
+    examples: Callable[[Any], list[Example]] = _scan_examples,
+) -> Op:
     return define(
         f"{name}(x: T, axis: Tidx; exclusive: bool = false, reverse: bool = false, T: {types}, Tidx: index = int32)"
         " -> (out: T)",
@@ -287,7 +301,7 @@ def _scan_op(name: str, kernel: Rule, gradient: Rule, *, types: str = "number", 
         kernel=kernel,
         host=("axis",),
         holomorphic=holomorphic,
-        examples=_scan_examples,
+        examples=examples,
     )
 
 
@@ -342,6 +356,19 @@ def _cumulative_logsumexp_gradient(
     return part(dy) - part(-dy), None
 
 
+def _cumulative_logsumexp(xp: Any, x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
+    """log of the running sum of exp x; what comes before the first term is the lowest number, as in TensorFlow."""
+    wide = x.astype(xp.float32) if _is_narrow(x) else x
+    place = shapes.normalise_axis(int(axis), x.ndim)
+    lowest = float(np.finfo(wide.dtype).min)
+    y = _scan(xp, wide, place, exclusive, reverse, lowest, lambda v: xp.logaddexp.accumulate(v, axis=place))
+    return xp.maximum(y, _lowest(x.dtype)).astype(x.dtype)
+
+
+def _lowest(kind: Any) -> float:
+    return -65504.0 if kind == np.float16 else float(np.finfo(np.float64 if kind.itemsize == 8 else np.float32).min)
+
+
 _scan_op("Cumsum", _scan_kernel(0.0, lambda xp, x, axis: xp.cumsum(x, axis=axis)), _cumsum_gradient)
 _scan_op(
     "Cumprod",
@@ -351,9 +378,10 @@ _scan_op(
 )
 _scan_op(
     "CumulativeLogsumexp",
-    _scan_kernel(-float("inf"), lambda xp, x, axis: xp.logaddexp.accumulate(x, axis=axis)),
+    _cumulative_logsumexp,
     _cumulative_logsumexp_gradient,
     types="floating",
+    examples=_log_scan_examples,
 )
 
 

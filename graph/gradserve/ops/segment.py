@@ -206,8 +206,14 @@ def _unsorted_prod_gradient(dy: Tensor, y: Tensor, data: Tensor, ids: Tensor, co
 
 
 def _unsorted_example(draw: Any) -> Any:
-    shape = draw.shape(1, 2)
-    return [call(draw.distinct(*shape, draw.size(0, 2)), draw.integers(-1, 3, *shape), np.int32(3))]
+    # Every segment has a row: the extreme of none is the lowest number there is, which differences can't bear.
+    rows, width = draw.size(0, 2), draw.size(0, 2)
+    ids = np.concatenate([draw.integers(-1, 3, rows), np.arange(3, dtype=np.int32)])
+    twice = np.stack([ids, ids])
+    return [
+        call(draw.distinct(rows + 3, width), ids, np.int32(3)),
+        call(draw.distinct(2, rows + 3, width), twice, np.int32(3)),
+    ]
 
 
 for _name, _how, _gradient, _types in (
@@ -242,7 +248,7 @@ for _name, _how in (("Sum", "add"), ("Prod", "multiply"), ("Max", "maximum"), ("
         kernel=_unsorted_kernel(_how),
         host=("num_segments",),
         holomorphic=_name == "Prod",
-        examples=lambda draw: [call(draw.distinct(3, 2), np.array([0, 0, 2], np.int32), np.int32(3))],
+        examples=lambda draw: [call(draw.distinct(3, 2), np.array([0, 0, 1], np.int32), np.int32(2))],
     )
 
 
