@@ -30,7 +30,7 @@ from gradserve.autodiff.aggregate import (
 )
 from gradserve.autodiff.why_none import Reason, explain
 from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
-from gradserve.graph import dtypes, op, shapes
+from gradserve.graph import collector, dtypes, op, shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
 from gradserve.graph.op import NoRule, Op, raw
 from gradserve.graph.unbroadcast import unbroadcast
@@ -90,7 +90,7 @@ def gradients(
     graph = _graph_of(y_list, x_list)
     if graph is None:
         return Gradients([None] * len(x_list), [None] * len(x_list))
-    with graph.transaction() as start, graph.as_default():
+    with collector.paused(), graph.transaction() as start, graph.as_default():
         request = _Request(
             graph,
             colocate_gradients_with_ops,

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from gradserve.errors import InvalidGraph
-from gradserve.graph import dtypes, op
+from gradserve.graph import collector, dtypes, op
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
 from gradserve.graph.shapes import Shape, num_elements
 from gradserve.graph.signature import REQUIRED
 from gradserve.v1 import graph_pb2, tensor_pb2
+
+GraphType = TypeVar("GraphType", bound=Graph)
 
 # Arrays
 
@@ -228,24 +230,25 @@ def node_to_message(node: Node) -> graph_pb2.NodeDef:
     return message
 
 
-def graph_from_message(message: graph_pb2.GraphDef) -> Graph:
-    """A graph of a GraphDef, nodes in topological order.
+def graph_from_message(message: graph_pb2.GraphDef, kind: type[GraphType] = Graph) -> GraphType:
+    """A graph of a GraphDef, nodes in topological order; of a subclass of Graph where `kind` names one.
 
     Raises:
         InvalidGraph: duplicate names, an input that does not exist, a cycle outside of a TF1 loop, an attr of the
             wrong kind, wrong arity or dtype. The message names the node.
     """
-    graph = Graph()
+    graph = kind()
     graph.source = message
     sources: dict[str, graph_pb2.NodeDef] = {}
     for source in message.node:
         if source.name in sources:
             raise InvalidGraph(f"Two nodes are called {source.name!r}: rename one.", node=source.name)
         sources[source.name] = source
-    for source in _in_order(sources):
-        graph.append(_node_from_message(graph, source, sources))
-        graph.reserve_name(source.name)
-    _close_loops(graph, sources)
+    with collector.paused():
+        for source in _in_order(sources):
+            graph.append(_node_from_message(graph, source, sources))
+            graph.reserve_name(source.name)
+        _close_loops(graph, sources)
     return graph
 
 

@@ -22,6 +22,7 @@ from gradserve.graph.shapes import Shape
 from gradserve.graph.signature import REQUIRED, Argument
 
 UNKNOWN_YET: Any = object()
+_ANYWHERE = devices.Device()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +241,7 @@ class Graph:
         self._by_name: dict[str, Node] = {}
         self._names: dict[str, int] = {}
         self._scope = ""
-        self._device = devices.Device()
+        self._device = _ANYWHERE
         self._colocation: tuple[Node, ...] = ()
         self._controls: tuple[Node, ...] = ()
 
@@ -303,7 +304,7 @@ class Graph:
     def device(self, text: str | None) -> Generator[None]:
         """Places the block's nodes; a nested device adds to the outer one, None clears it."""
         outer = self._device
-        self._device = devices.Device() if text is None else outer.merge(devices.parse(text))
+        self._device = outer.merge(devices.parse(text)) if text else _ANYWHERE if text is None else outer
         try:
             yield
         finally:
@@ -316,7 +317,7 @@ class Graph:
         node = target.node if isinstance(target, Tensor) else target
         self._colocation = () if node is None else (node,)
         if node is not None:
-            self._device = devices.parse(node.device)
+            self._device = devices.parse(node.device) if node.device else _ANYWHERE
         try:
             yield
         finally:
@@ -389,7 +390,7 @@ class Graph:
             InvalidArgument, InvalidType, InvalidShape: inputs or attrs do not fit the op.
         """
         tensors, complete = self._bind(definition, inputs, dict(attrs))
-        device = str(self._device) if any(part is not None for part in self._device) else ""
+        device = "" if self._device is _ANYWHERE else str(self._device)
         if self._colocation:
             complete["_class"] = [f"loc:@{group}" for node in self._colocation for group in node.colocation_groups]
         node = Node(
