@@ -54,7 +54,8 @@ def median_seconds(action: Callable[[], Any], repeats: int) -> float:
 
 def alternating(ours: Callable[[], Any], peer: Callable[[], Any], rounds: int, calls: int) -> tuple[float, float]:
     """Medians of seconds a call of two actions measured in turns, so that noise of the machine hits both."""
-    ours(), peer()
+    ours()
+    peer()
     samples: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for action, kept in zip((ours, peer), samples, strict=True):

@@ -47,7 +47,7 @@ class Built:
         return self.sources[-1]
 
 
-def run(fetches: Sequence[Tensor], feeds: Sequence[Tensor], values: Sequence[Array]) -> list[Array]:
+def run(fetches: Sequence[Tensor], feeds: Sequence[Tensor], values: Sequence[Any]) -> list[Array]:
     """The fetched values, by the reference engine."""
     compiled = engine.compile(Segment(fetches[0].graph, tuple(feeds), tuple(fetches)))
     return [np.asarray(value) for value in compiled(values, State())]

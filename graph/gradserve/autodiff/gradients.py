@@ -34,6 +34,7 @@ from gradserve.graph import collector, dtypes, op, shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
 from gradserve.graph.op import NoRule, Op, raw
 from gradserve.graph.unbroadcast import unbroadcast
+from gradserve.ops.state import held_by
 
 UNCONNECTED = ("none", "zero")
 
@@ -439,26 +440,13 @@ def _zeros(x: Tensor) -> Tensor:
     """Zeros of x's shape and dtype; for a resource variable those of its value."""
     if x.dtype.kind != "r":
         return raw.ZerosLike(x, name="zeros_like")
-    dtype, shape = resource_value(x)
+    dtype, shape = held_by(x)
+    if dtype is None:
+        raise InvalidType(f"Nothing in the graph says what the resource {x.name} holds.", tensor=x.name)
     if not shapes.is_static(shape):
         return raw.ZerosLike(raw.ReadVariableOp(x, dtype=dtype), name="zeros_like")
     zero = np.zeros((), dtype.numpy)
     return raw.Fill(np.array(shape, np.int32), x.graph.constant(zero, dtype), name="zeros_like")
-
-
-def resource_value(handle: Tensor) -> tuple[dtypes.DType, shapes.Shape]:
-    """Dtype and shape of the variable behind a resource tensor. Raises InvalidType where the graph does not say."""
-    node = handle.node
-    while node.type in ("Identity", "Enter", "Switch") and node.inputs:
-        node = node.inputs[0].node
-    if node.type == "VarHandleOp":
-        return node.attrs["dtype"], node.attrs["shape"]
-    if node.attrs.get("_handle_dtypes"):
-        return node.attrs["_handle_dtypes"][0], node.attrs["_handle_shapes"][0]
-    for consumer, _ in handle.consumers:
-        if consumer.type == "ReadVariableOp":
-            return consumer.attrs["dtype"], consumer.outputs[0].shape
-    raise InvalidType(f"Nothing in the graph says what the resource {handle.name} holds.", tensor=handle.name)
 
 
 def _conj(term: Any) -> Any:

@@ -39,10 +39,10 @@ def _index(begin: Any, end: Any, strides: Any, masks: dict[str, int]) -> Index:
 def _sliced_shape(x: Tensor, begin: Tensor, end: Tensor, strides: Tensor, **masks: int) -> Shape:
     if x.shape is None or begin.shape is None or begin.shape[0] is None:
         return None
-    known = [static.value(entry) for entry in (begin, end, strides)]
-    if any(entry is None for entry in known):
+    first, last, steps = (static.value(entry) for entry in (begin, end, strides))
+    if first is None or last is None or steps is None:
         return _sliced_rank(len(x.shape), begin.shape[0], masks)
-    index = _index(*known, masks)
+    index = _index(first, last, steps, masks)
     used = sum(entry is not None and entry is not Ellipsis for entry in index)
     if used > len(x.shape):
         raise InvalidShape(f"{used} axes are sliced, but the shape is {x.shape}.", shape=x.shape)
@@ -50,6 +50,7 @@ def _sliced_shape(x: Tensor, begin: Tensor, end: Tensor, strides: Tensor, **mask
         index = (*index, Ellipsis)
     result: list[Dimension] = []
     axis = 0
+    entry: Any
     for entry in index:
         if entry is Ellipsis:
             rest = len(x.shape) - used
@@ -92,7 +93,7 @@ def _sliced_shape_rule(
     )  # fmt: skip
 
 
-def _masks(node: Any) -> dict[str, int]:
+def _masks(node: Any) -> dict[str, Any]:
     return {mask: node.attrs[mask] for mask in _MASKS}
 
 
