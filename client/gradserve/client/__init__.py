@@ -1,0 +1,31 @@
+"""The SDK: build or load a graph, differentiate it, run it on a server.
+
+import gradserve.client as gs
+
+Graph, load_graph, placeholder, constant, Variable      graphs
+sum, matmul, tanh, conv2d, softmax_cross_entropy, …     functions (gradserve.client.functions), and `raw` ops
+gradients, GradientDescent, Momentum, Adam              symbolic differentiation and training
+Client, AsyncClient, Session, AsyncSession              the server
+"""
+
+import gradserve.ops as _ops
+from gradserve.autodiff import AggregationMethod, Gradients, gradients
+from gradserve.client import functions as _functions
+from gradserve.client.client import AsyncClient, AsyncSession, Client, Session
+from gradserve.client.functions import *  # noqa: F403
+from gradserve.client.graph import Graph, Variable, constant, group, load_graph, placeholder
+from gradserve.client.optimizers import Adam, GradientDescent, Momentum
+from gradserve.client.results import Cause, GradientResult, Reason, dense
+from gradserve.graph.graph import IndexedSlices, Node, Tensor
+from gradserve.graph.op import raw
+
+assert _ops.__name__  # importing it defines every op
+
+# fmt: off
+__all__ = [
+    "Adam", "AggregationMethod", "AsyncClient", "AsyncSession", "Cause", "Client", "GradientDescent",
+    "GradientResult", "Gradients", "Graph", "IndexedSlices", "Momentum", "Node", "Reason", "Session",
+    "Tensor", "Variable", "constant", "dense", "gradients", "group", "load_graph", "placeholder", "raw",
+]
+__all__ += _functions.__all__
+# fmt: on

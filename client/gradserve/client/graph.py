@@ -1,0 +1,194 @@
+"""Graphs as the SDK builds and loads them: the language's Graph with variables and gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from google.protobuf import text_format
+
+from gradserve.autodiff import Gradients, gradients
+from gradserve.client.messages import many, serialized
+from gradserve.errors import InvalidArgument, InvalidGraph
+from gradserve.graph import codec, dtypes
+from gradserve.graph import graph as language
+from gradserve.graph.graph import Node, Tensor
+from gradserve.graph.op import current_graph, raw
+from gradserve.graph.shapes import Shape
+from gradserve.v1 import graph_pb2
+
+TEXT_SUFFIXES = (".pbtxt", ".txt")
+
+
+class Graph(language.Graph):
+    """A dataflow graph to build, to load, to differentiate and to send.
+
+    `with graph.as_default():` makes it the one that constants, placeholders and variables go to;
+    `device`, `colocate_with`, `name_scope` and `control_dependencies` say where and how nodes are made.
+
+    Attributes:
+        variables: the Variables made in it, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.variables: list[Variable] = []
+
+    @classmethod
+    def from_graphdef(cls, source: Any) -> Self:
+        """A graph of a GraphDef: a path (`.pbtxt` for text), bytes, or a message, TensorFlow's own included.
+
+        Raises:
+            InvalidGraph: it breaks a rule that every graph must keep; the message names the node.
+        """
+        return codec.graph_from_message(_message(source), cls)
+
+    def as_graph_def(self) -> graph_pb2.GraphDef:
+        """The GraphDef; what was loaded comes out as it went in."""
+        return codec.graph_to_message(self)
+
+    @contextlib.contextmanager
+    def as_default(self) -> Generator[Self]:
+        """Ops without tensor inputs (constants, placeholders) go to this graph inside the block."""
+        with super().as_default():
+            yield self
+
+    @property
+    def initializers(self) -> list[Node]:
+        """The nodes that give the variables their first values."""
+        return [variable.initializer for variable in self.variables]
+
+    def gradients(
+        self,
+        ys: Any,
+        xs: Any,
+        grad_ys: Any = None,
+        name: str = "gradients",
+        colocate_gradients_with_ops: bool = False,
+        gate_gradients: bool = False,
+        aggregation_method: Any = None,
+        stop_gradients: Any = None,
+        unconnected_gradients: str = "none",
+        *,
+        deduplicate_slices: bool = False,
+    ) -> Gradients:
+        """Adds to this graph the nodes that compute dy/dx, without a server: see gradserve.autodiff.gradients.
+
+        Tensors may be given by name; a Variable among the xs stands for all its reads.
+        """
+        return gradients(
+            [self._tensor(y) for y in many(ys)],
+            [self._tensor(x.handle if isinstance(x, Variable) else x) for x in many(xs)],
+            grad_ys, name, colocate_gradients_with_ops, gate_gradients, aggregation_method,
+            [self._tensor(stop) for stop in many(stop_gradients)], unconnected_gradients,
+            deduplicate_slices=deduplicate_slices,
+        )  # fmt: skip
+
+    def _tensor(self, value: Any) -> Any:
+        return self.tensor(value) if isinstance(value, str) else value
+
+
+def load_graph(source: Any) -> Graph:
+    """A graph of a GraphDef: a path (`.pbtxt` for text), bytes, or a message, TensorFlow's own included."""
+    return Graph.from_graphdef(source)
+
+
+def _message(source: Any) -> graph_pb2.GraphDef:
+    if isinstance(source, (str, PathLike)):
+        path = Path(fspath(source))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InvalidArgument(f"{path} can't be read: {error.strerror}.", file=path) from None
+        if path.suffix not in TEXT_SUFFIXES:
+            return codec.read_graph(data)
+        try:
+            return text_format.Parse(data, graph_pb2.GraphDef())
+        except text_format.ParseError as error:
+            raise InvalidGraph(f"{path} is no GraphDef in text form: {error}.", file=path) from None
+    if isinstance(source, graph_pb2.GraphDef):
+        return source
+    return codec.read_graph(serialized(source))
+
+
+def placeholder(dtype: Any = "float32", shape: Shape = None, name: str = "Placeholder") -> Tensor:
+    """A tensor to be fed; None stands for an unknown shape, and in a shape for an unknown size."""
+    return raw.Placeholder(dtype=dtypes.as_dtype(dtype), shape=shape, name=name)
+
+
+def constant(value: Any, dtype: Any = None, name: str = "Const") -> Tensor:
+    """A constant. Python floats are float32 and ints int32 unless a dtype is given."""
+    return current_graph().constant(value, None if dtype is None else dtypes.as_dtype(dtype), name)
+
+
+class Variable(Tensor):
+    """A variable that a session holds: as a tensor it is the value at the start of the step.
+
+    Attributes:
+        handle: the resource behind it; the gradient with respect to it counts all reads.
+        initializer: the node that gives it its first value, run when a session opens.
+    """
+
+    __slots__ = ("handle", "initializer")
+
+    def __init__(self, initial: Any, dtype: Any = None, name: str = "Variable") -> None:
+        """Makes a variable in the current graph.
+
+        Args:
+            initial: its first value: an array, or a tensor such as a random one.
+            dtype: of the variable; None for that of the value.
+            name: its name, made unique.
+        """
+        if not isinstance(initial, Tensor):
+            initial = language.to_array(initial, None if dtype is None else dtypes.as_dtype(dtype))
+        kind = initial.dtype.base if isinstance(initial, Tensor) else dtypes.as_dtype(initial.dtype)
+        graph = initial.graph if isinstance(initial, Tensor) else current_graph()
+        with graph.as_default():
+            unique = graph.unique_name(name)
+            with graph.name_scope(f"{unique}/"):
+                self.handle: Tensor = raw.VarHandleOp(
+                    dtype=kind, shape=initial.shape, shared_name=unique, name="handle"
+                )
+                with graph.colocate_with(self.handle):
+                    self.initializer: Node = raw.AssignVariableOp.run(self.handle, initial, dtype=kind, name="assign")
+                    read = raw.ReadVariableOp(self.handle, dtype=kind, name="read")
+        super().__init__(read.node, 0, read.dtype, read.shape)
+        read.node._outputs = (self,)  # pyright: ignore[reportPrivateUsage]  # so that it is that very tensor
+        if isinstance(graph, Graph):
+            graph.variables.append(self)
+
+    def assign(self, value: Any) -> Node:
+        """A node that gives it a value, for `targets`."""
+        with self.graph.colocate_with(self.handle):
+            return raw.AssignVariableOp.run(self.handle, value, dtype=self.dtype)
+
+    def assign_add(self, value: Any) -> Node:
+        """A node that adds to its value."""
+        with self.graph.colocate_with(self.handle):
+            return raw.AssignAddVariableOp.run(self.handle, value, dtype=self.dtype)
+
+    def read(self) -> Tensor:
+        """Another read, for the value after the nodes of `control_dependencies`."""
+        return raw.ReadVariableOp(self.handle, dtype=self.dtype)
+
+
+def group(*nodes: Node | Tensor, name: str = "group") -> Node:
+    """One node that runs after all of these, for `targets`. Raises InvalidArgument where there are none."""
+    if not nodes:
+        raise InvalidArgument("There is nothing to group: give at least one node.")
+    graph = nodes[0].graph
+    with graph.as_default(), graph.control_dependencies(nodes):
+        return raw.NoOp.run(name=name)
+
+
+def zeros_variable(variable: Variable, name: str) -> Variable:
+    """A variable of zeros, of the shape and dtype of another one and beside it. Raises InvalidArgument."""
+    shape = variable.shape
+    if shape is None or None in shape:
+        raise InvalidArgument(f"The shape of {variable.name} is not known: {shape}.", tensor=variable.name)
+    with variable.graph.as_default(), variable.graph.colocate_with(variable.handle):
+        return Variable(np.zeros(shape, variable.dtype.numpy), name=name)  # pyright: ignore[reportArgumentType, reportCallIssue]
