@@ -66,7 +66,7 @@ def judge(case: Case, client: gs.Client) -> tuple[Verdict, str]:
         return Verdict.FAILED, f"expected {wanted} ({case.expected.get('reason', difference)})"
     if difference is not None:
         return Verdict.PASSED, difference.clause
-    wrong = compare.values_differ(case, answer.values) if not case.meta["second_order"] else None
+    wrong = compare.values_differ(case, answer.ys) if not case.meta["second_order"] else None
     wrong = wrong or compare.gradients_differ(case, answer.gradients)
     return (Verdict.FAILED, wrong) if wrong else (Verdict.PASSED, "")
 
@@ -123,9 +123,9 @@ def squared_norm(graph: Graph, case: Case) -> Tensor:
 def _ask(client: gs.Client, case: Case, graph: Any, ys: list[str], xs: list[str], **options: Any) -> Any:
     if not case.meta["init"]:
         return client.compute_gradients(
-            graph, ys, xs, feeds=case.feeds, return_values=True, timeout_seconds=_TIMEOUT_SECONDS, **options
+            graph, ys, xs, feeds=case.feeds, return_ys=True, timeout_seconds=_TIMEOUT_SECONDS, **options
         )
     with client.session(graph, init=case.meta["init"], feeds=case.feeds) as session:
         return session.compute_gradients(
-            ys, xs, feeds=case.feeds, return_values=True, timeout_seconds=_TIMEOUT_SECONDS, **options
+            ys, xs, feeds=case.feeds, return_ys=True, timeout_seconds=_TIMEOUT_SECONDS, **options
         )

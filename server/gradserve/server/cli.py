@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the request failed; 2 wrong usage; 3 no server answers.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
@@ -19,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 import numpy as np
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
@@ -237,7 +237,7 @@ def serve(
             out.print(f"Serving on [bold]{address}[/] with {workers} workers. Ctrl-C ends it.")
         sys.stdout.flush()
 
-    asyncio.run(serve_forever(options, ready, follow_stdin))
+    uvloop.run(serve_forever(options, ready, follow_stdin))
 
 
 @contextlib.contextmanager
