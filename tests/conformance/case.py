@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,16 +46,20 @@ class Case:
         return self.meta["expected"]
 
     @property
+    def y_kinds(self) -> list[str]:
+        """The dtypes of the ys, as far as the case says."""
+        return [entry["dtype"] for entry in self.expected.get("y", [])]
+
+    @property
     def feeds(self) -> dict[str, Array]:
         """Fed tensors by name, in their dtypes (bfloat16 is stored as float32)."""
         return {name: _as(self.arrays[entry["key"]], entry["dtype"]) for name, entry in self.meta["feeds"].items()}
 
-    def grad_ys(self) -> list[Array | None] | None:
-        """The seeds, in the dtypes in which the request gives them."""
+    def grad_ys(self, kinds: Sequence[str]) -> list[Array | None] | None:
+        """The seeds, in the dtypes in which the request gives them; `kinds` are the dtypes of the ys."""
         keys = self.request["grad_ys"]
         if keys is None or all(key is None for key in keys):
             return None
-        kinds = [entry["dtype"] for entry in self.expected.get("y", [])]
         return [
             None if key is None
             else _as(self.arrays[key], "bfloat16") if k < len(kinds) and kinds[k] == "bfloat16"

@@ -32,7 +32,7 @@ class Difference:
 
 
 def _seed_has_other_shape(case: Case) -> bool:
-    seeds = case.grad_ys()
+    seeds = case.grad_ys(case.y_kinds)
     shapes = [entry.get("shape") for entry in case.expected.get("y", [])]
     return (
         "error" not in case.expected

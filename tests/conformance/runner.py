@@ -52,7 +52,7 @@ def judge(case: Case, client: gs.Client) -> tuple[Verdict, str]:
     difference = differences.find(case)
     wanted = difference.error if difference else case.expected.get("error")
     missing = sorted({name for name in case.meta["ops"] if op.find(name) is None})
-    if missing and wanted is None:
+    if missing and wanted != "LookupError":
         return Verdict.SKIPPED, f"ops not supported yet: {', '.join(missing)}"
     try:
         answer = _second_order(case, client) if case.meta["second_order"] else _first_order(case, client)
@@ -67,7 +67,7 @@ def judge(case: Case, client: gs.Client) -> tuple[Verdict, str]:
     if difference is not None:
         return Verdict.PASSED, difference.clause
     wrong = compare.values_differ(case, answer.ys) if not case.meta["second_order"] else None
-    wrong = wrong or compare.gradients_differ(case, answer.gradients)
+    wrong = wrong or compare.gradients_differ(case, answer)
     return (Verdict.FAILED, wrong) if wrong else (Verdict.PASSED, "")
 
 
@@ -84,7 +84,9 @@ def _options(case: Case) -> dict[str, Any]:
 
 def _first_order(case: Case, client: gs.Client) -> Any:
     request = case.request
-    return _ask(client, case, case.graph, request["ys"], request["xs"], grad_ys=case.grad_ys(), **_options(case))
+    return _ask(
+        client, case, case.graph, request["ys"], request["xs"], grad_ys=case.grad_ys(case.y_kinds), **_options(case)
+    )
 
 
 def _second_order(case: Case, client: gs.Client) -> Any:
@@ -98,10 +100,11 @@ def squared_norm(graph: Graph, case: Case) -> Tensor:
     """Adds the first gradients and z to the graph."""
     request, options = case.request, _options(case)
     options["stop_gradients"] = [graph.tensor(name) for name in options["stop_gradients"]]
+    ys = [graph.tensor(name) for name in request["ys"]]
     found = gs.gradients(
-        [graph.tensor(name) for name in request["ys"]],
+        ys,
         [graph.tensor(name) for name in request["xs"]],
-        case.grad_ys(),
+        case.grad_ys([y.dtype.name for y in ys]),
         **options,
     )
     with graph.as_default():
