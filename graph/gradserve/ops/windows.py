@@ -1,0 +1,135 @@
+"""Windows that slide over the axes of an array: what convolution, pooling and patches have in common.
+
+A window has a size, a stride and a dilation on every axis of the array, also on those that it doesn't move along
+(1, 1, 1), so a layout such as NCHW needs no transposition. A kernel loops over the positions inside of the window,
+in scan order, never over those of the image: for each position a strided slice of the padded array holds what all
+windows see there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradserve.errors import InvalidArgument, InvalidShape
+from gradserve.graph.shapes import Dimension
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """The window along one axis: `before` and `after` is the padding, `count` the number of windows."""
+
+    size: int
+    stride: int
+    dilation: int
+    before: int
+    after: int
+    count: int
+
+    @property
+    def extent(self) -> int:
+        """From the first entry that a window covers to its last, both included."""
+        return (self.size - 1) * self.dilation + 1
+
+
+def output_size(
+    length: Dimension, size: Dimension, stride: int, dilation: int, padding: str, explicit: tuple[int, int] = (0, 0)
+) -> Dimension:
+    """How many windows there are along an axis of this length; None where that is not known.
+
+    Raises InvalidArgument for a stride, a dilation or a padding that can't be, InvalidShape for a window larger than
+    the padded axis.
+    """
+    if stride < 1 or dilation < 1:
+        raise InvalidArgument(f"Strides and dilations must be 1 or more, but are {stride} and {dilation}.")
+    if padding not in ("SAME", "VALID", "EXPLICIT"):
+        raise InvalidArgument(f"The padding must be SAME, VALID or EXPLICIT, but is {padding!r}.", padding=padding)
+    if length is None:
+        return None
+    if padding == "SAME":
+        return -(-length // stride)
+    if size is None:
+        return None
+    count = (length + sum(explicit) - (size - 1) * dilation - 1) // stride + 1
+    if count < 0:
+        raise InvalidShape(f"A window of size {size} (dilation {dilation}) is larger than the axis: {length}.")
+    return count
+
+
+def axis(length: int, size: int, stride: int, dilation: int, padding: str, explicit: tuple[int, int] = (0, 0)) -> Axis:
+    """The window along an axis of this length. SAME puts the odd entry of padding behind."""
+    count = output_size(length, size, stride, dilation, padding, explicit)
+    assert count is not None
+    if padding != "SAME":
+        return Axis(size, stride, dilation, *explicit, count)
+    total = max((count - 1) * stride + (size - 1) * dilation + 1 - length, 0)
+    return Axis(size, stride, dilation, total // 2, total - total // 2, count)
+
+
+def axes(
+    lengths: Sequence[int],
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    padding: str,
+    explicit: Sequence[int] = (),
+    dilations: Sequence[int] | None = None,
+) -> list[Axis]:
+    """The windows along all axes; `explicit` is TensorFlow's explicit_paddings: before and after, axis by axis."""
+    pads = pairs(explicit, len(lengths))
+    steps = dilations or [1] * len(lengths)
+    columns = zip(lengths, sizes, strides, steps, pads, strict=True)
+    return [axis(length, size, stride, step, padding, pad) for length, size, stride, step, pad in columns]
+
+
+def pairs(explicit: Sequence[int], rank: int) -> list[tuple[int, int]]:
+    """TensorFlow's explicit_paddings as (before, after) of each axis. Raises InvalidArgument."""
+    if not explicit:
+        return [(0, 0)] * rank
+    if len(explicit) != 2 * rank:
+        raise InvalidArgument(f"explicit_paddings must have {2 * rank} entries, but has {len(explicit)}.")
+    return [(explicit[2 * k], explicit[2 * k + 1]) for k in range(rank)]
+
+
+def positions(windows: Sequence[Axis]) -> Iterator[tuple[int, ...]]:
+    """The positions inside of a window, in scan order."""
+    return itertools.product(*(range(window.size) for window in windows))
+
+
+def _slices(windows: Sequence[Axis], position: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(
+        slice(k * w.dilation, k * w.dilation + (w.count - 1) * w.stride + 1 if w.count else k * w.dilation, w.stride)
+        for k, w in zip(position, windows, strict=True)
+    )
+
+
+def pieces(xp: Any, x: Any, windows: Sequence[Axis], fill: Any = 0) -> Iterator[Any]:
+    """For each position inside of the window: what all windows see there; `fill` in the padding."""
+    pads = [(window.before, window.after) for window in windows]
+    padded = xp.pad(x, pads, constant_values=fill) if any(sum(pad) for pad in pads) else x
+    return (padded[_slices(windows, position)] for position in positions(windows))
+
+
+def put_back(xp: Any, parts: Iterable[Any], windows: Sequence[Axis], shape: Sequence[int], dtype: Any) -> Any:
+    """The adjoint of `pieces`: an array of this shape to which each part is added where its piece came from."""
+    pads = [(window.before, window.after) for window in windows]
+    padded = [length + sum(pad) for length, pad in zip(shape, pads, strict=True)]
+    total = xp.zeros(padded, dtype=dtype)
+    for position, part in zip(positions(windows), parts, strict=True):
+        total = _add(total, _slices(windows, position), part)
+    if not any(sum(pad) for pad in pads):
+        return total
+    return total[tuple(slice(pad[0], pad[0] + length) for pad, length in zip(pads, shape, strict=True))]
+
+
+def _add(total: Any, index: tuple[slice, ...], part: Any) -> Any:
+    if hasattr(total, "at"):  # arrays that can't be written to, as JAX's
+        return total.at[index].add(part)
+    total[index] += part
+    return total
+
+
+def widen(xp: Any, x: Any) -> Any:
+    """16-bit floats as float32, in which sums are taken; everything else as it is."""
+    return x.astype(xp.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
