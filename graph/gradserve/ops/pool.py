@@ -149,8 +149,10 @@ def _max_pool_grad_grad_by_inputs(xp: Any, x: Any, y: Any, g: Any, ksize: Any, s
 
 
 def _of_max_pool(dy: Tensor, y: Tensor, x: Tensor, *, node: Node) -> Tensor:
-    extra = {"explicit_paddings": _explicit(node)} if _explicit(node) else {}
-    return raw.MaxPoolGrad(x, y, dy, **_kept(node), **extra)
+    attrs = _kept(node)
+    if _explicit(node):
+        attrs["explicit_paddings"] = _explicit(node)
+    return raw.MaxPoolGrad(x, y, dy, **attrs)
 
 
 def _of_max_pool_grad(dz: Tensor, z: Tensor, x: Tensor, y: Tensor, dy: Tensor, *, node: Node) -> Any:
