@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradserve.errors import GradserveError, InvalidArgument
+from gradserve.graph import checks
 from gradserve.graph.graph import Node, Tensor
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.split import Kind, Piece, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
-from gradserve.workers.engines.xla_kernels import OVERRIDES, Checks
 from gradserve.workers.segment import Handle, Segment, State
 
 # 64-bit values would narrow silently without it.
@@ -30,7 +30,7 @@ use_disk_cache()
 Compiled = reference.Compiled
 _CALLS_BEFORE_COMPILING = 3
 _COMPILER = Compiler()
-_MOST_VARIANTS = 32
+_MOST_PROGRAMS = 32
 _LARGEST_LITERAL = 1024
 
 
@@ -46,17 +46,22 @@ def compile(segment: Segment) -> Compiled:
 
 
 class _Warming:
-    """Runs on the reference engine until the compiled program lies in the disk cache."""
+    """Runs on the reference engine until the compiled program lies in the disk cache.
+
+    Attributes:
+        is_compiled: whether it has changed over.
+    """
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._run = reference.compile(segment)
         self._calls = 0
         self._ticket: Ticket | None = None
-        self._compiled = False
+        self._settled = False
+        self.is_compiled = False
 
     def __call__(self, values: Sequence[Any], state: State) -> list[Any]:
-        if not self._compiled:
+        if not self._settled:
             self._advance(values, state)
         return self._run(values, state)
 
@@ -66,9 +71,10 @@ class _Warming:
             if self._calls >= _CALLS_BEFORE_COMPILING:
                 self._ticket = _COMPILER.submit(self._segment, values, state)
         elif self._ticket.done:
-            self._compiled = True
+            self._settled = True
             if self._ticket.succeeded:
                 self._run = compile_program(self._segment)
+                self.is_compiled = True
 
 
 def compile_program(segment: Segment) -> Compiled:
@@ -138,105 +144,105 @@ def _evaluate(
 
 
 class _DeviceRunner:
-    """A device piece: one compiled program for each combination of host values, kept in a bounded cache."""
+    """A device piece: a program for each combination of host values and shapes, in a bounded cache."""
 
     def __init__(self, piece: Piece) -> None:
         self.piece = piece
         self.steps = [(node, *_bound(node)) for node in piece.nodes]
-        self.variants: OrderedDict[Any, Callable[..., Any]] = OrderedDict()
-        self.messages: dict[Any, list[str]] = {}
+        self.static = [t for t in piece.inputs if t in piece.static or is_variable(t)]
+        self.dynamic = [t for t in piece.inputs if t not in self.static]
         self.literals = [
-            node.outputs[0]
-            for node in piece.nodes
-            if node.type == "Const" and node.attrs["value"].size > _LARGEST_LITERAL
-            and node.attrs["value"].dtype != np.dtype(object)
-            and not any(tensor is node.outputs[0] for tensor in piece.static)
-        ]  # fmt: skip
-        self.handles = [tensor for tensor in piece.inputs if is_variable(tensor)]
-        self.static = [t for t in piece.inputs if t in set(piece.static) or is_variable(t)]
-        self.dynamic = [t for t in piece.inputs if t not in set(self.static)]
+            node.outputs[0] for node in piece.nodes if _is_large(node) and node.outputs[0] not in piece.static
+        ]
+        self.variables = _declared(self.steps)
+        self._programs: OrderedDict[Any, _Program] = OrderedDict()
 
     def __call__(self, env: dict[Tensor, Any], state: State) -> None:
         host = {tensor: _on_host(env[tensor]) for tensor in self.static}
-        key = tuple(_key(value) for value in host.values())
-        variant = self.variants.get(key)
-        if variant is None:
-            variant = self._variant(key, host)
+        values = [env[tensor] for tensor in self.dynamic]
+        key = (*map(_key, host.values()), *((np.shape(value), value.dtype) for value in values))
+        program = self._programs.get(key)
+        if program is None:
+            program = self._programs[key] = _Program(self, host)
+            if len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
         else:
-            self.variants.move_to_end(key)
-        current = {**state.values, **state.updates}
-        outputs, updates, flags = variant([env[tensor] for tensor in self.dynamic], current, dict(state.draws))
-        if flags:
-            self._raise_failed(key, flags)
-        state.updates.update(updates)
-        for tensor, value in zip(self.piece.outputs, outputs, strict=True):
-            env[tensor] = value
+            self._programs.move_to_end(key)
+        env.update(zip(self.piece.outputs, program(values, state), strict=True))
 
-    def _raise_failed(self, key: Any, flags: Sequence[Any]) -> None:
-        for flag, message in zip(flags, self.messages[key], strict=True):
+
+class _Program:
+    """A device piece compiled for given host values.
+
+    What can't leave a compiled program (handles, strings) is remembered from the trace, and so are the messages of
+    the checks whose flags the program returns.
+    """
+
+    def __init__(self, runner: _DeviceRunner, host: Mapping[Tensor, Any]) -> None:
+        self._runner = runner
+        self._host = host
+        self._variables = runner.variables | {v.variable for v in host.values() if isinstance(v, Handle)}
+        self._literals = [tensor.node.attrs["value"] for tensor in runner.literals]
+        self._constants: dict[int, Any] = {}
+        self._messages: list[str] = []
+        self._compiled = jax.jit(self._trace)
+
+    def __call__(self, values: list[Any], state: State) -> list[Any]:
+        current = {**state.values, **state.updates}
+        used = {name: value for name, value in current.items() if name in self._variables}
+        outputs, updates, flags = self._compiled(values, self._literals, used)
+        for flag, message in zip(flags, self._messages, strict=True):
             if bool(flag):
                 raise InvalidArgument(message)
+        state.updates.update(updates)
+        for position, value in self._constants.items():
+            outputs[position] = value
+        return outputs
 
-    def _variant(self, key: Any, host: Mapping[Tensor, Any]) -> Callable[..., Any]:
-        """The program for these host values."""
-        constants: dict[int, Any] = {}
-        messages = self.messages.setdefault(key, [])
-
-        def trace(values: list[Any], literals: list[Any], current: dict[str, Any]) -> tuple[Any, Any, Any]:
-            env: dict[Tensor, Any] = dict(host) | dict(zip(self.dynamic, values, strict=True))
-            given = dict(zip(self.literals, literals, strict=True))
-            state = State(values=current)
-            checks = Checks()
-            constants.clear()
-            for node, kernel, dereferenced, stateful in self.steps:
+    def _trace(self, values: list[Any], literals: list[Any], current: dict[str, Any]) -> tuple[Any, Any, Any]:
+        runner = self._runner
+        env: dict[Tensor, Any] = {**self._host, **dict(zip(runner.dynamic, values, strict=True))}
+        given = dict(zip(runner.literals, literals, strict=True))
+        state = State(values=current)
+        found: checks.Collected = []
+        token = checks.collector.set(found)
+        try:
+            for node, kernel, dereferenced, stateful in runner.steps:
                 if node.type == "Const":
                     env[node.outputs[0]] = given.get(node.outputs[0], node.attrs["value"])
                     continue
                 inputs = [env[tensor] for tensor in node.inputs]
-                override = OVERRIDES.get(node.type)
-                on_device = any(isinstance(value, jax.Array) for value in inputs) or stateful
-                if override is not None and on_device:
-                    env.update(zip(node.outputs, override(checks, node, inputs), strict=True))
-                    continue
-                namespace: Any = jnp if on_device or not _is_trace_time(node) else np
+                traced = stateful or any(isinstance(value, jax.Array) for value in inputs)
+                namespace: Any = jnp if traced or not _is_trace_time(node) else np
                 _evaluate(node, kernel, dereferenced, stateful, namespace, inputs, env, state)
-            messages[:] = checks.messages
-            arrays: list[Any] = []
-            for position, tensor in enumerate(self.piece.outputs):
-                value = env[tensor]
-                if isinstance(value, Handle) or (isinstance(value, np.ndarray) and value.dtype == np.dtype(object)):
-                    constants[position] = value
-                    value = ()
-                arrays.append(value)
-            return arrays, state.updates, checks.flags
+        finally:
+            checks.collector.reset(token)
+        self._messages = [message for _, message in found]
+        outputs = [env[tensor] for tensor in runner.piece.outputs]
+        self._constants = {k: value for k, value in enumerate(outputs) if _stays_outside(value)}
+        arrays = [() if k in self._constants else value for k, value in enumerate(outputs)]
+        return arrays, state.updates, [flag for flag, _ in found]
 
-        program = jax.jit(trace)
-        literals = [tensor.node.attrs["value"] for tensor in self.literals]
-        names = {handle.variable for handle in host.values() if isinstance(handle, Handle)}
 
-        def run(values: list[Any], current: dict[str, Any], draws: dict[str, int]) -> tuple[Any, Any, Any]:
-            names.update(self._own_variables(draws))
-            used = {name: value for name, value in current.items() if name in names}
-            outputs, updates, flags = program(values, literals, used)
-            for position, value in constants.items():
-                outputs[position] = value
-            return outputs, updates, flags
+def _is_large(node: Node) -> bool:
+    """Whether a constant is passed to the program and not built into it, which would slow the compiler down."""
+    if node.type != "Const":
+        return False
+    value = node.attrs["value"]
+    return value.size > _LARGEST_LITERAL and not value.dtype.hasobject
 
-        self.variants[key] = run
-        if len(self.variants) > _MOST_VARIANTS:
-            oldest, _ = self.variants.popitem(last=False)
-            self.messages.pop(oldest, None)
-        return run
 
-    def _own_variables(self, draws: dict[str, int]) -> list[str]:
-        """The variables whose handles are made in this piece."""
-        found: list[str] = []
-        for node, kernel, _, stateful in self.steps:
-            if not node.inputs and stateful and node.outputs and is_variable(node.outputs[0]):
-                handle = kernel(np, state=State(draws=draws))
-                if isinstance(handle, Handle):
-                    found.append(handle.variable)
-        return found
+def _stays_outside(value: Any) -> bool:
+    return isinstance(value, Handle) or (isinstance(value, np.ndarray) and value.dtype.hasobject)
+
+
+def _declared(steps: Sequence[tuple[Node, Callable[..., Any], tuple[int, ...], bool]]) -> set[str]:
+    """The variables whose handles are made in these steps."""
+    return {
+        kernel(np, state=State()).variable
+        for node, kernel, _, stateful in steps
+        if stateful and not node.inputs and node.outputs and is_variable(node.outputs[0])
+    }
 
 
 def _is_trace_time(node: Node) -> bool:
