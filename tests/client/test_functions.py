@@ -72,7 +72,10 @@ CASES: dict[str, tuple[Any, Any]] = {
     "top_k": (lambda: gs.top_k(X, 1)[1], [[0], [0]]),
     "max_pool": (lambda: gs.max_pool(IMAGE), np.array([5, 7, 13, 15]).reshape(1, 2, 2, 1)),
     "avg_pool": (lambda: gs.avg_pool(IMAGE), np.array([2.5, 4.5, 10.5, 12.5]).reshape(1, 2, 2, 1)),
-    "conv2d": (lambda: gs.conv2d(IMAGE, np.ones((2, 2, 1, 1), np.float32), 2), np.array([10, 18, 42, 50]).reshape(1, 2, 2, 1)),
+    "conv2d": (
+        lambda: gs.conv2d(IMAGE, np.ones((2, 2, 1, 1), np.float32), 2),
+        np.array([10, 18, 42, 50]).reshape(1, 2, 2, 1),
+    ),
     "layer_norm": (
         lambda: gs.layer_norm(X, 2.0, 1.0, 0.0),
         (X - X.mean(-1, keepdims=True)) / X.std(-1, keepdims=True) * 2 + 1,
