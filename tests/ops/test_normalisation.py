@@ -56,7 +56,7 @@ def test_batch_normalisation(name: str, layout: str, is_training: bool, known_sh
     generator = np.random.default_rng(3)
     axes = _LAYOUTS[layout]
     x = generator.normal(size=(2, 3, 2, 3, 2)[: len(axes) + 1]) + 0.5
-    channels = x.shape[1] if "C" == layout[1] else x.shape[-1]
+    channels = x.shape[1] if layout[1] == "C" else x.shape[-1]
     spread = [channels if axis not in axes else 1 for axis in range(x.ndim)]
     scale, offset = generator.normal(size=(2, channels))
     mean, variance = generator.normal(size=channels), generator.uniform(0.5, 2, channels)

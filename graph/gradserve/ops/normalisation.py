@@ -455,7 +455,7 @@ def _band(x: Tensor, radius: int) -> Any:
 
 def _lrn_examples(draw: Any, which: str) -> list[Example]:
     x = draw.normal(draw.size(0, 2), 2, draw.size(1, 2), draw.size(1, 5))
-    attrs = {"depth_radius": draw.size(0, 2), "bias": 1.5, "alpha": 0.3, "beta": 0.6}
+    attrs: dict[str, Any] = {"depth_radius": draw.size(0, 2), "bias": 1.5, "alpha": 0.3, "beta": 0.6}
     if which == "forward":
         return [_narrow(x, **attrs)]
     return [_narrow(draw.normal(*x.shape), x, _lrn(np, x, **attrs), **attrs)]
