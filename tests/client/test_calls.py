@@ -124,7 +124,7 @@ def test_graphs_are_stored_extended_and_deleted(either: Any) -> None:
         either.create_graph(graph, stored.name.partition("/")[2])
     extended = graph.as_graph_def()
     del extended.node[:]
-    extended.node.add(name="n", op="Neg", input=["x"]).attr["T"].type = 1
+    extended.node.add(name="n", op="Neg", input=["x"]).attr["T"].type = 1  # pyright: ignore[reportAttributeAccessIssue]
     assert either.extend_graph(stored.name, extended).version == 3
     np.testing.assert_allclose(either.run(stored, {"x": X}, "n")[0], -X)
     either.delete_graph(stored.name)

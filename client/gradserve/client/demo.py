@@ -22,6 +22,7 @@ from rich.table import Table
 import gradserve.client as gs
 
 DEVICES = ("/job:worker/task:0", "/job:worker/task:1")
+DESCRIPTION = "A network learns handwritten digits over two worker processes."
 BATCH = 64
 GOAL = 0.96
 
@@ -175,7 +176,7 @@ and one step of that session from any language, here with one grey image of a th
 
 def main() -> int:
     """Runs the demo; the exit code says whether the goal was reached."""
-    parser = argparse.ArgumentParser(prog="python -m gradserve.client.demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m gradserve.client.demo", description=DESCRIPTION)
     parser.add_argument("--steps", type=int, default=600, help="how many steps to train (600)")
     parser.add_argument("--engine", default="auto", help="auto, numpy, xla or cupy")
     parser.add_argument("--seed", type=int, default=7, help="of the weights and the batches")

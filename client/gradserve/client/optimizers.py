@@ -5,6 +5,7 @@ loss -> gradients -> one ResourceApply… a variable, beside it -> one node to r
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from gradserve.graph.graph import IndexedSlices, Node, Tensor
 from gradserve.graph.op import raw
 
 
-class Optimizer:
+class Optimizer(abc.ABC):
     """What all optimisers share: gradients, then one update a variable."""
 
     name = "optimizer"
@@ -61,17 +62,23 @@ class Optimizer:
             updates: list[Node] = []
             for gradient, variable in pairs:
                 with graph.colocate_with(variable.handle):
-                    dense = densify(gradient) if isinstance(gradient, IndexedSlices) else gradient
-                    updates.append(self.update(variable, dense))
+                    if isinstance(gradient, IndexedSlices):
+                        updates.append(self.update_rows(variable, gradient))
+                    else:
+                        updates.append(self.update(variable, gradient))
             updates += self.end(updates)
             return group(*updates, name="update")
 
-    def begin(self, first: Variable) -> None:
+    def begin(self, first: Variable) -> None:  # noqa: B027  # nothing to make, for most
         """Makes what all updates share."""
 
+    @abc.abstractmethod
     def update(self, variable: Variable, gradient: Any) -> Node:
         """The node that updates one variable."""
-        raise NotImplementedError
+
+    def update_rows(self, variable: Variable, gradient: IndexedSlices) -> Node:
+        """The node that updates a variable by a sparse gradient, as if it were dense."""
+        return self.update(variable, densify(gradient))
 
     def end(self, updates: Sequence[Node]) -> list[Node]:
         """What is left to do once all variables are updated."""
@@ -94,6 +101,11 @@ class GradientDescent(Optimizer):
 
     def update(self, variable: Variable, gradient: Any) -> Node:
         return raw.ResourceApplyGradientDescent.run(variable.handle, self.learning_rate, gradient)
+
+    def update_rows(self, variable: Variable, gradient: IndexedSlices) -> Node:
+        """Only the rows that the gradient names are touched."""
+        steps = gradient.values * self.learning_rate
+        return raw.ResourceScatterSub.run(variable.handle, gradient.indices, steps, dtype=variable.dtype)
 
 
 @dataclass

@@ -7,12 +7,13 @@ from typing import Any
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
-from gradserve.errors import GradserveError, InvalidArgument, Unavailable, by_reason
+from gradserve.errors import FailedPrecondition, GradserveError, InvalidArgument, Unavailable, by_reason
 
 _DETAILS = "grpc-status-details-bin"
 _BY_REASON = by_reason()
 _BY_CODE = {error.code: error for error in reversed(list(_BY_REASON.values()))} | {
     "INVALID_ARGUMENT": InvalidArgument,
+    "FAILED_PRECONDITION": FailedPrecondition,
     "INTERNAL": GradserveError,
 }
 
