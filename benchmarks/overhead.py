@@ -59,7 +59,7 @@ def run() -> list[Row]:
             request = request_for(created.graph.name)
             ours, empty = alternating(
                 lambda: service.ComputeGradients(request),
-                lambda: health.Check(health_pb2.HealthCheckRequest()),
+                lambda: health.Check(health_pb2.HealthCheckRequest()),  # pyright: ignore[reportAttributeAccessIssue]
                 _ROUNDS,
                 _CALLS,
             )

@@ -7,6 +7,7 @@ import pytest
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
+from gradserve.errors import InvalidShape
 from gradserve.graph import op as catalogue
 from gradserve.graph.graph import IndexedSlices, Tensor
 from gradserve.workers.engines import numpy as reference
@@ -42,7 +43,11 @@ def test_xla_agrees_with_the_reference(name: str, known_shapes: bool) -> None:
         built = Built(op, example, known_shapes=known_shapes)
         if not built.outputs:
             continue
-        fetches = (*built.outputs, *_gradients(built))
+        try:
+            fetches = (*built.outputs, *_gradients(built))
+        except InvalidShape as error:
+            assert not known_shapes, error  # some rules need the rank
+            continue
         segment = Segment(built.graph, tuple(built.sources), fetches)
         expected = reference.compile(segment)(built.values, State())
         got = xla.compile_program(segment)(built.values, State())
