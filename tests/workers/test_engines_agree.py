@@ -7,7 +7,6 @@ import pytest
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
-from gradserve.errors import InvalidShape
 from gradserve.graph import op as catalogue
 from gradserve.graph.graph import IndexedSlices, Tensor
 from gradserve.workers.engines import numpy as reference
@@ -17,6 +16,7 @@ from tests.ops.draw import Draw
 
 xla = pytest.importorskip("gradserve.workers.engines.xla", reason="JAX is not installed")
 
+_NEEDS_RANK = frozenset({"ApproxTopK"})
 _OPS = sorted(name for name, op in catalogue.catalogue().items() if op.examples is not None)
 
 
@@ -43,11 +43,9 @@ def test_xla_agrees_with_the_reference(name: str, known_shapes: bool) -> None:
         built = Built(op, example, known_shapes=known_shapes)
         if not built.outputs:
             continue
-        try:
-            fetches = (*built.outputs, *_gradients(built))
-        except InvalidShape as error:
-            assert not known_shapes, error  # some rules need the rank
-            continue
+        if name in _NEEDS_RANK and not known_shapes:
+            pytest.skip(f"the gradient of {name} needs the rank of its input")
+        fetches = (*built.outputs, *_gradients(built))
         segment = Segment(built.graph, tuple(built.sources), fetches)
         expected = reference.compile(segment)(built.values, State())
         got = xla.compile_program(segment)(built.values, State())

@@ -13,8 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from gradserve.errors import InvalidArgument, InvalidShape
+from gradserve.graph.graph import Tensor
+from gradserve.graph.op import raw
 from gradserve.graph.shapes import Dimension
+from gradserve.graph.symbolic import concat, part, product
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +138,29 @@ def _add(total: Any, index: tuple[slice, ...], part: Any) -> Any:
 def widen(xp: Any, x: Any) -> Any:
     """16-bit floats as float32, in which sums are taken; everything else as it is."""
     return x.astype(xp.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
+
+
+# In a graph, for the gradients of gradient ops whose transpose TensorFlow has no op for
+
+
+def cut(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """What each window of an image [n, h, w, c] sees, as one more axis: [n, windows.., windows.., positions, c].
+
+    `rows` and `columns` are [windows, positions along the axis].
+    """
+    taken = raw.GatherV2(raw.GatherV2(x, rows, np.int32(1)), columns, np.int32(3))
+    ordered = raw.Transpose(taken, np.array([0, 1, 3, 2, 4, 5], np.int32))
+    shape = raw.Shape(ordered)
+    return raw.Reshape(ordered, concat(part(shape, 0, 3), product(part(shape, 3, 5)), part(shape, 5)))
+
+
+def first_largest(cuts: Tensor) -> Tensor:
+    """1 where the first of the largest numbers of each window stands, 0 elsewhere."""
+    one, zero = np.array([1, 0], cuts.dtype.numpy)
+    depth = entry(raw.Shape(cuts), 3)
+    return raw.OneHot(raw.ArgMax(cuts, np.int32(3)), depth, one, zero, axis=3)
+
+
+def entry(vector: Tensor, k: int) -> Tensor:
+    """One entry of an integer vector as a scalar."""
+    return raw.Reshape(part(vector, k, k + 1), np.zeros(0, np.int32))
