@@ -121,8 +121,8 @@ def put_back(xp: Any, parts: Iterable[Any], windows: Sequence[Axis], shape: Sequ
     pads = [(window.before, window.after) for window in windows]
     padded = [length + sum(pad) for length, pad in zip(shape, pads, strict=True)]
     total = xp.zeros(padded, dtype=dtype)
-    for position, part in zip(positions(windows), parts, strict=True):
-        total = _add(total, _slices(windows, position), part)
+    for position, addend in zip(positions(windows), parts, strict=True):
+        total = _add(total, _slices(windows, position), addend)
     if not any(sum(pad) for pad in pads):
         return total
     return total[tuple(slice(pad[0], pad[0] + length) for pad, length in zip(pads, shape, strict=True))]
