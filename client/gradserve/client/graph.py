@@ -191,4 +191,5 @@ def zeros_variable(variable: Variable, name: str) -> Variable:
     if shape is None or None in shape:
         raise InvalidArgument(f"The shape of {variable.name} is not known: {shape}.", tensor=variable.name)
     with variable.graph.as_default(), variable.graph.colocate_with(variable.handle):
-        return Variable(np.zeros(shape, variable.dtype.numpy), name=name)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        zero = constant(0, variable.dtype)
+        return Variable(raw.Fill(np.array(shape, np.int32), zero), name=name)  # a constant would travel whole
