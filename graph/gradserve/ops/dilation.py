@@ -29,7 +29,7 @@ def _sums(xp: Any, x: Any, f: Any, over: Sequence[Axis]) -> Iterator[Any]:
     """For each position inside of the window: image plus filter; the lowest number outside of the image."""
     rows = f.reshape(f.shape[0] * f.shape[1], f.shape[2])
     inside = pieces(np, np.ones(x.shape, bool), over, False)
-    nothing = xp.asarray(lowest(x.dtype))
+    nothing = xp.asarray(lowest(x.dtype), dtype=x.dtype)
     for k, (piece, real) in enumerate(zip(pieces(xp, x, over), inside, strict=True)):
         yield xp.where(real, piece + rows[k], nothing)
 

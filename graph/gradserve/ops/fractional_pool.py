@@ -7,6 +7,7 @@ including that.
 
 from __future__ import annotations
 
+import itertools
 import math
 import secrets
 from collections.abc import Iterator, Sequence
@@ -77,7 +78,7 @@ def _even_sizes(length: int, count: int, generator: _Generator) -> list[int]:
     high, low = next(numbers), next(numbers)
     u = ((high & 0xFFFFF) << 32 | low) / 2**52 * limit
     ends = [1, *(math.ceil(ratio * (k + u)) for k in range(1, count)), length + 1]
-    return [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(ends)]
 
 
 def _shuffled_sizes(length: int, count: int, generator: _Generator) -> list[int]:
