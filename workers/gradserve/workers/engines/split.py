@@ -73,6 +73,20 @@ def is_variable(tensor: Tensor) -> bool:
     return tensor.dtype.kind == "r" or tensor.dtype.is_reference
 
 
+def host_positions(node: Node) -> frozenset[int]:
+    """The positions among the node's inputs that its kernel takes as NumPy arrays."""
+    if node.op is None or not node.op.host_slots:
+        return frozenset()
+    positions: set[int] = set()
+    start = 0
+    for slot, entry in enumerate(node.arguments()):
+        width = len(entry) if isinstance(entry, list) else 1
+        if slot in node.op.host_slots:
+            positions.update(range(start, start + width))
+        start += width
+    return frozenset(positions)
+
+
 def _draws(node: Node, op: Op) -> bool:
     """Whether the node takes numbers from a stateful random stream (or another state that is no variable)."""
     if op.kernel is None or not op.kernel.wants_state:
@@ -87,10 +101,7 @@ def _wanted_on_host(nodes: list[Node]) -> set[Tensor]:
         op = node.op
         if op is None:
             continue
-        if op.host_slots:
-            for slot, entry in enumerate(node.arguments()):
-                if slot in op.host_slots:
-                    wanted.update(entry if isinstance(entry, list) else [entry])
+        wanted.update(node.inputs[position] for position in host_positions(node))
         if op.static is None and any(tensor in wanted for tensor in node.outputs):  # a Shape needs no data
             wanted.update(tensor for tensor in node.inputs if not is_variable(tensor))
     return wanted
@@ -165,16 +176,7 @@ def _piece(
 
 def _is_static_use(tensor: Tensor, members: set[Node]) -> bool:
     """Whether a node of the piece takes the tensor as a host array."""
-    for node, flat in tensor.consumers:
-        if node not in members or node.op is None:
-            continue
-        position = 0
-        for slot, entry in enumerate(node.arguments()):
-            width = len(entry) if isinstance(entry, list) else 1
-            if position <= flat < position + width and slot in node.op.host_slots:
-                return True
-            position += width
-    return False
+    return any(node in members and flat in host_positions(node) for node, flat in tensor.consumers)
 
 
 def _with_outputs(pieces: list[Piece], segment: Segment) -> list[Piece]:

@@ -19,7 +19,7 @@ from gradserve.errors import GradserveError, InvalidArgument
 from gradserve.graph import checks
 from gradserve.graph.graph import Node, Tensor
 from gradserve.workers.engines import numpy as reference
-from gradserve.workers.engines.split import Kind, Piece, is_variable, split
+from gradserve.workers.engines.split import Kind, Piece, host_positions, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
 from gradserve.workers.segment import Handle, Segment, State
 
@@ -214,6 +214,8 @@ class _Program:
                 inputs = [env[tensor] for tensor in node.inputs]
                 traced = stateful or any(isinstance(value, jax.Array) for value in inputs)
                 namespace: Any = jnp if traced or not _is_trace_time(node) else np
+                if namespace is jnp:
+                    inputs = _for_device(node, inputs)
                 _evaluate(node, kernel, dereferenced, stateful, namespace, inputs, env, state)
         finally:
             checks.collector.reset(token)
@@ -222,6 +224,17 @@ class _Program:
         self._constants = {k: value for k, value in enumerate(outputs) if _stays_outside(value)}
         arrays = [() if k in self._constants else value for k, value in enumerate(outputs)]
         return arrays, state.updates, [flag for flag, _ in found]
+
+
+def _for_device(node: Node, inputs: list[Any]) -> list[Any]:
+    """The inputs with NumPy arrays, which traced ones can't index, as JAX's; save what the kernel wants on the host."""
+    host = host_positions(node)
+    return [
+        jnp.asarray(value)
+        if position not in host and isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject
+        else value
+        for position, value in enumerate(inputs)
+    ]
 
 
 def _is_large(node: Node) -> bool:
