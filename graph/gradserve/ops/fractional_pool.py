@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,74 +21,34 @@ from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import part, shape_of
+from gradserve.ops.philox import Philox, shuffle, unit_doubles
 from gradserve.ops.windows import cut, entry, first_largest
 
 # The order of the windows' sizes
 
-_LOW = 0xFFFFFFFF
 
-
-def _block(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Philox 4x32, 10 rounds.   Salmon et al. 2011, section 3.3."""
-    a, b, c, d = counter
-    low, high = key
-    for _ in range(10):
-        first, second = a * 0xD2511F53, c * 0xCD9E8D57
-        a, b, c, d = (second >> 32) ^ b ^ low, second & _LOW, (first >> 32) ^ d ^ high, first & _LOW
-        low, high = (low + 0x9E3779B9) & _LOW, (high + 0xBB67AE85) & _LOW
-    return a, b, c, d
-
-
-class _Generator:
-    """A stream of 32-bit numbers from two seeds, reserved in blocks of four as TensorFlow's guarded generator does."""
-
-    def __init__(self, seed: int, other: int) -> None:
-        seed, other = seed % 2**64, other % 2**64
-        self._key = seed & _LOW, seed >> 32
-        self._counter = (other & _LOW, other >> 32)
-        self._next = 0
-
-    def reserve(self, count: int) -> Iterator[int]:
-        """So many numbers, from the next whole block on."""
-        first, blocks = self._next, (count + 3) // 4
-        self._next += blocks
-        return (
-            number
-            for k in range(first, first + blocks)
-            for number in _block(self._key, (k & _LOW, k >> 32, *self._counter))
-        )
-
-
-def _sequence(length: int, count: int, generator: _Generator, *, pseudo_random: bool) -> Any:
-    """Where the windows begin, and the end of the last: [count + 1]."""
+def _sequence(length: int, count: int, generator: Philox, *, pseudo_random: bool) -> tuple[Any, Philox]:
+    """Where the windows begin, and the end of the last: [count + 1]; and the generator behind what this took."""
+    used = 0
     if length % count == 0:
-        sizes = [length // count] * count
+        sizes: Any = [length // count] * count
     elif pseudo_random:
-        sizes = _even_sizes(length, count, generator)
+        sizes, used = _even_sizes(length, count, generator), 1
     else:
-        sizes = _shuffled_sizes(length, count, generator)
-    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        whole, larger = divmod(length, count)
+        ordered = np.array([whole + 1] * larger + [whole] * (count - larger))
+        sizes, used = ordered[shuffle(generator, count)], -(-count // 4)
+    return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), generator.skip(used)
 
 
-def _even_sizes(length: int, count: int, generator: _Generator) -> list[int]:
+def _even_sizes(length: int, count: int, generator: Philox) -> list[int]:
     """Differences of ceil(ratio (k + u)) for one random u."""
     ratio, whole = length / count, length // count
     limit = min((whole + 2) / ratio - 1, (length + 1 - whole) / ratio - (count - 1))
-    numbers = generator.reserve(2)
-    high, low = next(numbers), next(numbers)
-    u = ((high & 0xFFFFF) << 32 | low) / 2**52 * limit
+    words = generator.words(2)
+    u = float(unit_doubles(words[:1], words[1:])[0]) * limit
     ends = [1, *(math.ceil(ratio * (k + u)) for k in range(1, count)), length + 1]
     return [after - before for before, after in itertools.pairwise(ends)]
-
-
-def _shuffled_sizes(length: int, count: int, generator: _Generator) -> list[int]:
-    whole, larger = divmod(length, count)
-    sizes = [whole + 1] * larger + [whole] * (count - larger)
-    numbers = generator.reserve(count)
-    for k in range(count - 1):
-        other = k + next(numbers) % (count - k)
-        sizes[k], sizes[other] = sizes[other], sizes[k]
-    return sizes
 
 
 def _counts(lengths: Sequence[Dimension], ratios: Sequence[float]) -> list[Dimension]:
@@ -102,13 +62,13 @@ def _sequences(x: Any, node: Node) -> list[Any]:
         raise InvalidArgument("Both seed and seed2 should be 0 if deterministic is false.", node=node.name)
     if not any(seeds):
         seeds = secrets.randbits(64), secrets.randbits(64)
-    generator = _Generator(*seeds)
+    generator = Philox.from_seeds(*seeds)
     counts = _counts(x.shape, attrs["pooling_ratio"])
     if any(count is None or count < 1 for count in counts[1:3]):
         raise InvalidArgument(f"The pooling ratios leave no window of an image of shape {x.shape}.", node=node.name)
-    return [
-        _sequence(x.shape[k], counts[k] or 1, generator, pseudo_random=attrs["pseudo_random"]) for k in (1, 2)
-    ]  # fmt: skip
+    rows, generator = _sequence(x.shape[1], counts[1] or 1, generator, pseudo_random=attrs["pseudo_random"])
+    columns, _ = _sequence(x.shape[2], counts[2] or 1, generator, pseudo_random=attrs["pseudo_random"])
+    return [rows, columns]
 
 
 # Kernels. The sequences are known on the host.
