@@ -223,7 +223,7 @@ def _classes(generator: Philox, logits: Any, samples: int, kind: Any) -> Any:
 
 
 def _multinomial(xp: Any, logits: Any, samples: Any, *, node: Node, state: Any, output_dtype: Any) -> Any:
-    reserve = len(logits) * -(-int(samples) // 4) * 4 * RESERVED
+    reserve = len(logits) * -(-int(samples) // 4) * 4 * 2 * RESERVED  # two words a number
     return _classes(stateful_generator(node, state, reserve), logits, int(samples), output_dtype.numpy)
 
 
