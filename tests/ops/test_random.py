@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 import gradserve.ops  # noqa: F401
 from gradserve.graph.graph import Graph
@@ -101,3 +102,11 @@ def test_gamma_samples_follow_their_shape_parameter() -> None:
     (values,) = _run("StatelessRandomGammaV2", np.array([4000], np.int32), np.array([1, 2]), np.float64(3))
     assert np.mean(values) == pytest.approx(3, abs=0.15)
     assert np.var(values) == pytest.approx(3, abs=0.3)
+
+
+def test_the_gradient_of_a_gamma_sample_keeps_its_place_in_the_distribution() -> None:
+    alpha, sample, step = 2.5, 1.7, 1e-6
+    place = special.gammainc(alpha, sample)
+    moved = [special.gammaincinv(alpha + side * step, place) for side in (1, -1)]
+    ((slope,),) = _run("RandomGammaGrad", np.float64(alpha), np.float64(sample))
+    assert slope == pytest.approx((moved[0] - moved[1]) / (2 * step), rel=1e-7)

@@ -328,7 +328,7 @@ define(
     kernel=lambda xp, shape, seed, alpha: _gamma_of_shape(Philox.from_stateless_seed(seed), shape, alpha),
     host=("shape", "seed"),
     dynamic=True,
-    examples=lambda draw: [call(np.array([3, 2], np.int32), np.array([1, 2]), draw.above_one(2), order=1)],
+    examples=lambda draw: [call(np.array([3, 2], np.int32), np.array([1, 2]), draw.above_one(2), differences=False)],
 )
 define(
     "StatelessRandomGammaV3(shape: shape_dtype, key: uint64, counter: uint64, alg: int32, alpha: dtype;"
