@@ -42,10 +42,17 @@ def test_traced_indices_select_from_a_constant() -> None:
     with graph.as_default():
         indices = raw.Placeholder(dtype="int32", shape=(2, 1), name="indices")
         rows = raw.GatherNd(np.arange(6.0).reshape(3, 2), indices)
-    (got,) = xla.compile_program(Segment(graph, (indices,), (rows,)))(
-        [np.array([[2], [0]], np.int32)], State()
-    )
+    (got,) = xla.compile_program(Segment(graph, (indices,), (rows,)))([np.array([[2], [0]], np.int32)], State())
     assert got.tolist() == [[4.0, 5.0], [0.0, 1.0]]
+
+
+def test_a_cast_to_a_narrower_type_and_back_rounds() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Placeholder(dtype="float32", shape=(), name="x")
+        y = raw.Cast(raw.Cast(x, DstT="bfloat16"), DstT="float32")
+    (got,) = xla.compile_program(Segment(graph, (x,), (y,)))([np.float32(1.001)], State())
+    assert got == 1.0
 
 
 _COUNT_HITS = """
@@ -69,9 +76,6 @@ print(len(hits))
 def test_another_process_finds_the_program_on_disk(tmp_path: Path) -> None:
     environment = {**os.environ, "GRADSERVE_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", _COUNT_HITS]
-    counts = [
-        int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout)
-        for _ in range(2)
-    ]
+    counts = [int(subprocess.run(command, env=environment, check=True, capture_output=True).stdout) for _ in range(2)]
     assert counts[0] == 0
     assert counts[1] > 0

@@ -32,6 +32,8 @@ _CALLS_BEFORE_COMPILING = 3
 _COMPILER = Compiler()
 _MOST_PROGRAMS = 32
 _LARGEST_LITERAL = 1024
+# XLA would drop a cast to a narrower type and back, and with it the rounding.
+_OPTIONS = {"xla_allow_excess_precision": False}
 
 
 def compile(segment: Segment) -> Compiled:
@@ -185,7 +187,7 @@ class _Program:
         self._literals = [tensor.node.attrs["value"] for tensor in runner.literals]
         self._constants: dict[int, Any] = {}
         self._messages: list[str] = []
-        self._compiled = jax.jit(self._trace)
+        self._compiled = jax.jit(self._trace, compiler_options=_OPTIONS)
 
     def __call__(self, values: list[Any], state: State) -> list[Any]:
         current = {**state.values, **state.updates}
