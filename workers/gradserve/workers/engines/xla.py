@@ -216,7 +216,7 @@ class _Program:
                 inputs = [env[tensor] for tensor in node.inputs]
                 traced = stateful or any(isinstance(value, jax.Array) for value in inputs)
                 namespace: Any = jnp if traced or not _is_trace_time(node) else np
-                if namespace is jnp:
+                if traced:
                     inputs = _for_device(node, inputs)
                 _evaluate(node, kernel, dereferenced, stateful, namespace, inputs, env, state)
         finally:
