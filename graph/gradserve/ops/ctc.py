@@ -1,0 +1,129 @@
+"""The loss of connectionist temporal classification.   Graves, Fernández, Gomez and Schmidhuber 2006."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import InvalidArgument, NoGradient
+from gradserve.graph.graph import Node, Tensor
+from gradserve.graph.op import Example, call, define, raw
+
+Array = np.ndarray[Any, Any]
+
+
+_SECOND = "Second order derivatives of the CTC loss are not defined."
+
+
+def _targets(indices: Any, values: Any, batch: int, collapse: bool) -> list[list[int]]:
+    """The labels of each sequence; runs of equal ones as one if asked for."""
+    rows: list[list[int]] = [[] for _ in range(batch)]
+    for (row, _), value in zip(indices.tolist(), values.tolist(), strict=True):
+        if not collapse or not rows[row] or rows[row][-1] != value:
+            rows[row].append(value)
+    return rows
+
+
+def _forward(log_probabilities: Array, extended: Array, blank: int, merge: bool) -> Array:
+    """log α[t, u]: of all beginnings of a path that emit the first u entries of the extended labels by time t."""
+    steps, count = len(log_probabilities), len(extended)
+    emitted = log_probabilities[:, extended]
+    log_alpha = np.full((steps, count), -np.inf)
+    log_alpha[0, :2] = emitted[0, :2]
+    stays = np.where(merge | (extended == blank), 0.0, -np.inf)
+    skips = np.full(count, -np.inf)
+    skips[2:][(extended[2:] != blank) & ~(merge & (extended[2:] == extended[:-2]))] = 0.0
+    for t in range(1, steps):
+        before = log_alpha[t - 1]
+        reached = before + stays
+        reached[1:] = np.logaddexp(reached[1:], before[:-1])
+        reached[2:] = np.logaddexp(reached[2:], before[:-2] + skips[2:])
+        log_alpha[t] = emitted[t] + reached
+    return log_alpha
+
+
+def _one(logits: Array, labels: list[int], blank: int, merge: bool) -> tuple[float, Array]:
+    """Loss and its gradient with respect to the logits [time, classes] of one sequence."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    extended = np.full(2 * len(labels) + 1, blank)
+    extended[1::2] = labels
+    ahead = _forward(log_probabilities, extended, blank, merge)
+    # Paths read backwards are paths of the reversed labels; an entry is in both halves, hence subtracted once.
+    behind = _forward(log_probabilities[::-1], extended[::-1], blank, merge)[::-1, ::-1]
+    log_likelihood = np.logaddexp.reduce(ahead[-1, -2:])
+    if not np.isfinite(log_likelihood):
+        return np.inf, np.zeros_like(logits)
+    occupied = np.exp(ahead + behind - log_probabilities[:, extended] - log_likelihood)
+    share = np.zeros_like(log_probabilities)
+    np.add.at(share.T, extended, occupied.T)
+    return -log_likelihood, np.exp(log_probabilities) - share
+
+
+def _loss(
+    inputs: Any, indices: Any, values: Any, lengths: Any, blank: int, collapse: bool, merge: bool, ignore: bool
+) -> tuple[Array, Array]:
+    _, batch, _ = inputs.shape
+    loss, gradient = np.zeros(batch, inputs.dtype), np.zeros_like(inputs)
+    for row, labels in enumerate(_targets(indices, values, batch, collapse)):
+        steps = int(lengths[row])
+        repeats = sum(a == b for a, b in itertools.pairwise(labels)) if merge else 0
+        if len(labels) + repeats > steps:
+            if ignore:
+                continue
+            raise InvalidArgument(
+                f"Sequence {row} has {steps} steps, too few for its {len(labels)} labels: "
+                "set ignore_longer_outputs_than_inputs to give such sequences the loss 0.",
+                sequence=row,
+            )
+        if steps:
+            loss[row], gradient[:steps, row] = _one(inputs[:steps, row].astype(np.float64), labels, blank, merge)
+    return loss, gradient
+
+
+def _kernel(
+    xp: Any, inputs: Any, indices: Any, values: Any, lengths: Any, *, preprocess_collapse_repeated: bool,
+    ctc_merge_repeated: bool, ignore_longer_outputs_than_inputs: bool, node: Node,
+) -> tuple[Array, Array]:  # fmt: skip
+    blank = 0 if node.type == "CTCLossV2" else inputs.shape[2] - 1
+    return _loss(
+        inputs, indices, values, lengths, blank, preprocess_collapse_repeated, ctc_merge_repeated,
+        ignore_longer_outputs_than_inputs,
+    )  # fmt: skip
+
+
+def _loss_gradient(
+    dloss: Tensor, dgradient: Tensor, loss: Tensor, gradient: Tensor, inputs: Tensor, *labels: Tensor
+) -> Any:
+    """The op gives the derivative itself, which has none of its own: as in TensorFlow, a second order is refused."""
+    if dgradient.node.type != "ZerosLike":
+        raise NoGradient(f"{_SECOND} ({gradient.name})", tensor=gradient.name)
+    saved = raw.PreventGradient(gradient, message=_SECOND)
+    scale = raw.ExpandDims(raw.ExpandDims(dloss, np.int32(0)), np.int32(-1))
+    return scale * saved, None, None, None
+
+
+def _examples(draw: Any) -> list[Example]:
+    labels = np.array([[0, 0], [0, 1], [1, 0]]), np.array([1, 1, 2], np.int32), np.array([5, 3], np.int32)
+    return [
+        call(draw.normal(5, 2, 4), *labels, differences=False),
+        call(draw.normal(5, 2, 4), *labels, preprocess_collapse_repeated=True, differences=False),
+        call(draw.normal(5, 2, 4), *labels, ctc_merge_repeated=False, differences=False),
+    ]
+
+
+for _name in ("CTCLoss", "CTCLossV2"):
+    _type, _attr = ("T", ", T: float32|float64 = float32") if _name == "CTCLoss" else ("float32", "")
+
+    define(
+        f"{_name}(inputs: {_type}, labels_indices: int64, labels_values: int32, sequence_length: int32;"
+        " preprocess_collapse_repeated: bool = false, ctc_merge_repeated: bool = true,"
+        f" ignore_longer_outputs_than_inputs: bool = false{_attr}) -> (loss: {_type}, gradient: {_type})",
+        shape=lambda inputs, *labels: [None if inputs.shape is None else (inputs.shape[1],), inputs.shape],
+        gradient=_loss_gradient,
+        kernel=_kernel,
+        dynamic=True,
+        examples=_examples if _name == "CTCLoss" else None,
+    )

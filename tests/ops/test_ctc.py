@@ -1,0 +1,49 @@
+"""The CTC loss: its gradient against differences, and what it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gradserve.ops  # noqa: F401
+from gradserve.autodiff import gradients
+from gradserve.graph import op as catalogue
+from tests.ops.differences import Built, check, run
+from tests.ops.draw import Draw
+
+_OP = catalogue.lookup("CTCLoss")
+
+
+def _examples() -> list[catalogue.Example]:
+    assert _OP.examples is not None
+    return list(_OP.examples(Draw(lambda low, high: high)))
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_gradient_of_the_loss_agrees_with_differences(number: int) -> None:
+    built = Built(_OP, _examples()[number])
+    check(built.outputs[:1], built.sources, built.values, order=1)
+
+
+def test_a_second_order_is_refused() -> None:
+    built = Built(_OP, _examples()[0])
+    (dx,) = gradients(built.outputs[0], built.sources)
+    with pytest.raises(LookupError, match="Second order"):
+        gradients(dx, built.sources)
+    with pytest.raises(LookupError, match="Second order"):
+        gradients(built.outputs[1], built.sources)
+
+
+def test_too_many_labels_for_the_steps_are_an_error_that_names_the_sequence() -> None:
+    example = _examples()[0]
+    built = Built(_OP, example._replace(inputs=(*example.inputs[:3], np.array([1, 3], np.int32))))
+    with pytest.raises(ValueError, match="Sequence 0 has 1 steps"):
+        check(built.outputs[:1], built.sources, built.values, order=1)
+
+
+def test_the_loss_is_what_its_definition_gives() -> None:
+    # One step and no label: the only path is a blank, so the loss is -log of its probability, here 1/2.
+    inputs = np.zeros((1, 1, 2))
+    example = catalogue.call(inputs, np.zeros((0, 2), np.int64), np.zeros(0, np.int32), np.array([1], np.int32))
+    built = Built(_OP, example)
+    assert run(built.outputs[:1], built.sources, built.values)[0][0] == pytest.approx(np.log(2))
