@@ -219,7 +219,8 @@ class _Sweep:
             if isinstance(rule, NoRule):
                 if rule.kind == "none":
                     return
-                raise self._no_gradient(node, rule.why)
+                said = node.attrs.get("message")  # PreventGradient's, in the words of whoever put it there
+                raise self._no_gradient(node, f"{rule.why}. Reason: {said}" if said else rule.why)
             sources = [tensor for tensor in node.inputs if tensor.node in self.pending]
             if not any(tensor.dtype.is_trainable for tensor in sources):
                 return
