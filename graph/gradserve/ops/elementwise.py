@@ -56,6 +56,11 @@ def gradient_op(name: str, z: Rule, dy_ddy: Rule, *, holomorphic: bool = True) -
     )
 
 
+def _or_zero(xp: Any, dy: Any, value: Any) -> Any:
+    """The value, and 0 where dy is 0: TensorFlow's kernels keep what nobody asked for from turning 0 · ∞ into NaN."""
+    return xp.where(dy == 0, xp.zeros_like(value), value)
+
+
 # fmt: off
 #           name          y                                 dx
 unary("Neg",        lambda xp, x: -x,                 lambda dy, y, x: -dy,                              types=SIGNED)
@@ -96,15 +101,15 @@ gradient_op("SigmoidGrad",    lambda xp, y, dy: dy * y * (1 - y),
                               lambda dz, z, y, dy: (dz * dy * (1 - y * 2), raw.SigmoidGrad(y, dz)))
 gradient_op("TanhGrad",       lambda xp, y, dy: dy * (1 - y * y),
                               lambda dz, z, y, dy: (dz * dy * y * -2, raw.TanhGrad(y, dz)))
-gradient_op("SqrtGrad",       lambda xp, y, dy: dy * number(y, 0.5) / xp.conj(y),
+gradient_op("SqrtGrad",       lambda xp, y, dy: _or_zero(xp, dy, dy * number(y, 0.5) / xp.conj(y)),
                               lambda dz, z, y, dy: (-conjugate(dz / y) * z, dz / y * 0.5), holomorphic=False)
-gradient_op("RsqrtGrad",      lambda xp, y, dy: dy * number(y, -0.5) * xp.conj(y * y * y),
+gradient_op("RsqrtGrad",      lambda xp, y, dy: _or_zero(xp, dy, dy * number(y, -0.5) * xp.conj(y * y * y)),
                               lambda dz, z, y, dy: (conjugate(dz) * dy * raw.Square(conjugate(y)) * -1.5,
                                                     raw.RsqrtGrad(conjugate(y), dz)), holomorphic=False)
-gradient_op("InvGrad",        lambda xp, y, dy: -dy * xp.conj(y * y),
+gradient_op("InvGrad",        lambda xp, y, dy: _or_zero(xp, dy, -dy * xp.conj(y * y)),
                               lambda dz, z, y, dy: (conjugate(dz) * dy * conjugate(y) * -2,
                                                     raw.InvGrad(conjugate(y), dz)), holomorphic=False)
-gradient_op("ReciprocalGrad", lambda xp, y, dy: -dy * xp.conj(y * y),
+gradient_op("ReciprocalGrad", lambda xp, y, dy: _or_zero(xp, dy, -dy * xp.conj(y * y)),
                               lambda dz, z, y, dy: (conjugate(dz) * dy * conjugate(y) * -2,
                                                     raw.ReciprocalGrad(conjugate(y), dz)), holomorphic=False)
 # fmt: on

@@ -1,0 +1,235 @@
+"""Linear algebra: inverses, solves, determinants, Cholesky factors and eigenvalues of batches of matrices.
+
+A is the matrix, Xᴴ its conjugate transpose. The rules are those of Giles 2008, "An extended collection of matrix
+derivative results", extended to complex numbers by conjugation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradserve.graph import shapes
+from gradserve.graph.graph import Tensor
+from gradserve.graph.op import Example, call, define, raw, same_shape
+from gradserve.graph.shapes import Shape
+
+
+def product(a: Tensor, b: Tensor, *, left: bool = False, right: bool = False) -> Tensor:
+    """a b, with a (left) or b (right) replaced by its adjoint."""
+    return raw.BatchMatMulV2(a, b, adj_x=left, adj_y=right)
+
+
+def adjoint(x: Tensor) -> Tensor:
+    """Xᴴ, also where the rank is not known."""
+    if x.shape is not None:
+        order: Any = np.array([*range(len(x.shape) - 2), len(x.shape) - 1, len(x.shape) - 2], np.int32)
+    else:
+        rank = raw.Rank(x)
+        last = raw.Pack([rank - 1, rank - 2])
+        order = raw.ConcatV2([raw.Range(0, rank - 2, 1), last], np.int32(0))
+    return raw.ConjugateTranspose(x, order) if x.dtype.is_complex else raw.Transpose(x, order)
+
+
+def _flipped(xp: Any, x: Any) -> Any:
+    return xp.conj(xp.swapaxes(x, -1, -2))
+
+
+def _square(draw: Any, *batch: int, domain: str = "normal") -> Any:
+    """A well-conditioned matrix."""
+    n = draw.size(1, 3)
+    return getattr(draw, domain)(*batch, n, n) + 4 * np.eye(n)
+
+
+def _matrix_examples(draw: Any) -> list[Example]:
+    return [call(_square(draw)), call(_square(draw, 2)), call(_square(draw, domain="complex"))]
+
+
+# Inverse and determinants
+
+
+def _inverse(xp: Any, x: Any, *, adjoint: bool) -> Any:
+    y = xp.linalg.inv(x)
+    return (_flipped(xp, y) if adjoint else y).astype(x.dtype)
+
+
+def _inverse_gradient(dy: Tensor, y: Tensor, x: Tensor, *, node: Any) -> Tensor:
+    """dX = -Yᴴ dY Yᴴ; for Y = X⁻ᴴ it is -Y dYᴴ Y."""
+    if node.attrs["adjoint"]:
+        return -product(y, product(dy, y, left=True))
+    return -product(y, product(dy, y, right=True), left=True)
+
+
+define(
+    "MatrixInverse(input: T; adjoint: bool = false, T: inexact) -> (output: T)",
+    shape=same_shape,
+    gradient=_inverse_gradient,
+    kernel=_inverse,
+    examples=lambda draw: [
+        example._replace(attrs={"adjoint": flag}) for example in _matrix_examples(draw) for flag in (False, True)
+    ],
+)
+
+
+def _batch(x: Tensor) -> Shape:
+    return None if x.shape is None else x.shape[:-2]
+
+
+def _over_matrix(value: Tensor) -> Tensor:
+    """A scalar a matrix, lined up with the matrices."""
+    return raw.ExpandDims(raw.ExpandDims(value, np.int32(-1)), np.int32(-1))
+
+
+define(
+    "MatrixDeterminant(input: T; T: inexact) -> (output: T)",
+    shape=_batch,
+    gradient=lambda dy, y, x: (
+        _over_matrix(dy * raw.Conj(y)) * raw.MatrixInverse(x, adjoint=True)
+        if x.dtype.is_complex
+        else _over_matrix(dy * y) * raw.MatrixInverse(x, adjoint=True)
+    ),
+    kernel=lambda xp, x: xp.linalg.det(x).astype(x.dtype),
+    examples=_matrix_examples,
+)
+
+
+def _log_determinant(xp: Any, x: Any) -> tuple[Any, Any]:
+    sign, log = xp.linalg.slogdet(x)
+    return xp.asarray(sign).astype(x.dtype), xp.asarray(log).astype(x.dtype)
+
+
+define(
+    "LogMatrixDeterminant(input: T; T: inexact) -> (sign: T, log_abs_determinant: T)",
+    shape=lambda x: [_batch(x), _batch(x)],
+    gradient=lambda dsign, dlog, sign, log, x: _over_matrix(dlog) * raw.MatrixInverse(x, adjoint=True),
+    kernel=_log_determinant,
+    examples=lambda draw: [call(_square(draw)), call(_square(draw, 2))],
+)
+
+
+# Solves
+
+
+def _solve(xp: Any, a: Any, b: Any, *, adjoint: bool) -> Any:
+    return xp.linalg.solve(_flipped(xp, a) if adjoint else a, b).astype(b.dtype)
+
+
+def _solve_gradient(dy: Tensor, y: Tensor, a: Tensor, b: Tensor, *, node: Any) -> tuple[Tensor, Tensor]:
+    """dB = A⁻ᴴ dY, dA = -dB Yᴴ; with A and its adjoint exchanged where the adjoint was solved with."""
+    flag = node.attrs["adjoint"]
+    db = raw.MatrixSolve(a, dy, adjoint=not flag)
+    return (-product(y, db, right=True) if flag else -product(db, y, right=True)), db
+
+
+define(
+    "MatrixSolve(matrix: T, rhs: T; adjoint: bool = false, T: inexact) -> (output: T)",
+    shape=lambda a, b: b.shape,
+    gradient=_solve_gradient,
+    kernel=_solve,
+    examples=lambda draw: [
+        call(a := _square(draw), draw.normal(len(a), 2)),
+        call(a, draw.normal(len(a), 1), adjoint=True),
+        call(a := _square(draw, domain="complex"), draw.complex(len(a), 2), adjoint=True),
+    ],
+)
+
+
+def _triangle(xp: Any, a: Any, lower: bool) -> Any:
+    return xp.tril(a) if lower else xp.triu(a)
+
+
+def _triangular_solve(xp: Any, a: Any, b: Any, *, lower: bool, adjoint: bool) -> Any:
+    half = _triangle(xp, a, lower)
+    return xp.linalg.solve(_flipped(xp, half) if adjoint else half, b).astype(b.dtype)
+
+
+def _triangular_shape(a: Tensor, b: Tensor) -> Shape:
+    if a.shape is None or b.shape is None:
+        return None
+    batch = shapes.broadcast(a.shape[:-2], b.shape[:-2])
+    return None if batch is None else (*batch, *b.shape[-2:])
+
+
+def _triangular_gradient(
+    dy: Tensor, y: Tensor, a: Tensor, b: Tensor, *, lower: bool, node: Any
+) -> tuple[Tensor, Tensor]:
+    """As for MatrixSolve, kept to the triangle that is read."""
+    flag = node.attrs["adjoint"]
+    db = raw.MatrixTriangularSolve(a, dy, lower=lower, adjoint=not flag)
+    da = -product(y, db, right=True) if flag else -product(db, y, right=True)
+    return raw.MatrixBandPart(da, *((-1, 0) if lower else (0, -1))), db
+
+
+define(
+    "MatrixTriangularSolve(matrix: T, rhs: T; lower: bool = true, adjoint: bool = false, T: inexact) -> (output: T)",
+    shape=_triangular_shape,
+    gradient=_triangular_gradient,
+    kernel=_triangular_solve,
+    broadcasts=True,
+    examples=lambda draw: [
+        call(a := _square(draw), draw.normal(len(a), 2), lower=bool(draw.size(0, 1)), adjoint=bool(draw.size(0, 1))),
+        call(a := _square(draw, domain="complex"), draw.complex(len(a), 2), adjoint=True),
+        call(a := _square(draw), draw.normal(2, len(a), 2)),
+    ],
+)
+
+
+# Factors
+
+
+def _cholesky_gradient(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """S = L⁻ᴴ Φ(Lᴴ dL) L⁻¹ with Φ the lower triangle and half the diagonal; dA = (S + Sᴴ) / 2.   Murray 2016."""
+    inner = raw.MatrixBandPart(product(y, dy, left=True), -1, 0)
+    inner = raw.MatrixSetDiag(inner, raw.MatrixDiagPart(inner) * 0.5)
+    once = raw.MatrixTriangularSolve(y, inner, adjoint=True)  # L⁻ᴴ Φ
+    twice = adjoint(raw.MatrixTriangularSolve(y, adjoint(once), adjoint=True))  # (L⁻ᴴ Φᴴ L⁻¹)ᴴ
+    return (twice + adjoint(twice)) * 0.5
+
+
+def _definite(draw: Any, domain: str = "normal") -> Any:
+    x = _square(draw, domain=domain)
+    return x @ x.conj().T
+
+
+define(
+    "Cholesky(input: T; T: inexact) -> (output: T)",
+    shape=same_shape,
+    gradient=_cholesky_gradient,
+    kernel=lambda xp, x: xp.linalg.cholesky(xp.tril(x) + _flipped(xp, xp.tril(x, -1))).astype(x.dtype),
+    # The gradient is symmetric, though only one triangle is read: differences of single entries contradict it.
+    examples=lambda draw: [
+        call(_definite(draw), differences=False),
+        call(_definite(draw, "complex"), differences=False),
+    ],
+)
+
+
+def _eigen(xp: Any, x: Any, *, compute_v: bool) -> tuple[Any, Any]:
+    values, vectors = xp.linalg.eigh(xp.tril(x) + _flipped(xp, xp.tril(x, -1)))
+    kept = vectors if compute_v else xp.zeros((0,), x.dtype)
+    return values.astype(x.dtype), kept.astype(x.dtype)
+
+
+def _eigen_gradient(de: Tensor, dv: Tensor, e: Tensor, v: Tensor, x: Tensor, *, compute_v: bool) -> Tensor:
+    """dA = V (diag de + F ∘ Vᴴ dV) Vᴴ with F_ij = 1 / (e_j - e_i), as the gradient of the lower triangle."""
+    if compute_v:
+        gaps = raw.ExpandDims(e, np.int32(-2)) - raw.ExpandDims(e, np.int32(-1))
+        inner = raw.MatrixDiag(de) + raw.DivNoNan(product(v, dv, left=True), gaps)
+    else:
+        _, v = raw.SelfAdjointEigV2.outputs(x)
+        inner = raw.MatrixDiag(de)
+    dx = product(v, product(inner, v, right=True))
+    lower = raw.MatrixBandPart(dx + adjoint(dx), -1, 0)
+    return raw.MatrixSetDiag(lower, raw.MatrixDiagPart(lower) * 0.5)
+
+
+define(
+    "SelfAdjointEigV2(input: T; compute_v: bool = true, T: inexact) -> (e: T, v: T)",
+    shape=lambda x, *, compute_v: [None if x.shape is None else x.shape[:-1], x.shape if compute_v else None],
+    gradient=_eigen_gradient,
+    kernel=_eigen,
+    examples=lambda draw: [
+        call(np.diag(draw.distinct(n := draw.size(1, 3))) * 4 + draw.unit(n, n) * 0.1, compute_v=False, order=1)
+    ],
+)
