@@ -69,8 +69,14 @@ def test_gradient_of_two_inputs(function: Function, x: float, y: float, dx: floa
 
 
 def test_an_infinity_in_the_branch_not_taken_gives_nan() -> None:
-    dx = _gradient(lambda x: raw.SelectV2(raw.Greater(x, 0), raw.Sqrt(x), x), 0.0)
+    dx = _gradient(lambda x: raw.SelectV2(raw.Greater(x, 0), raw.Log(x), x), 0.0)
     assert np.isnan(dx[0])
+
+
+def test_a_root_in_the_branch_not_taken_gives_none_of_its_infinity() -> None:
+    # TensorFlow's SqrtGrad gives 0 for a cotangent of 0, whatever the root is.
+    dx = _gradient(lambda x: raw.SelectV2(raw.Greater(x, 0), raw.Sqrt(x), x), 0.0)
+    np.testing.assert_array_equal(dx[0], 1)
 
 
 def test_top_k_takes_the_first_of_equal_entries() -> None:
