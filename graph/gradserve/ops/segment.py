@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradserve.errors import InvalidArgument
 from gradserve.graph import dtypes, shapes, static
 from gradserve.graph.checks import refuse_outside
 from gradserve.graph.graph import IndexedSlices, Tensor
@@ -51,7 +52,12 @@ def _segments(xp: Any, how: str, data: Any, ids: Any, count: int, *, drop: bool)
 
 
 def _last_id(ids: Any) -> int:
-    return int(ids[-1]) + 1 if ids.size else 0
+    """The number of segments that sorted ids speak of. Raises InvalidArgument where they do not rise from 0 on."""
+    if not ids.size:
+        return 0
+    if ids[0] < 0 or (np.diff(ids) < 0).any():
+        raise InvalidArgument(f"Segment ids must rise and not be negative, but are {ids[:8].tolist()}.")
+    return int(ids[-1]) + 1
 
 
 def _counts(xp: Any, ids: Any, count: int, like: Any) -> Any:
