@@ -15,14 +15,10 @@ from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, Op, Rule, call, define, raw, same_shape, unary
 from gradserve.ops.elementwise import number
+from gradserve.ops.precision import widen
 
 _SCALE = 1.0507009873554804934193349852946
 _SCALE_ALPHA = 1.7580993408473768599402175208123
-
-
-def widen(xp: Any, x: Any) -> Any:
-    """Half-precision numbers as float32, in which they are summed; others as they are."""
-    return x.astype(xp.float32) if x.dtype.itemsize == 2 and x.dtype.kind not in "iu" else x
 
 
 def activation(name: str, y: Rule, dx: Rule, *, types: str = "floating") -> Op:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Rule, call, define, raw, same_shape
-from gradserve.ops.activations import widen
+from gradserve.ops.precision import widen
 
 
 def _row(name: str, function: str, dx: Rule, *, domain: str = "positive") -> None:

@@ -21,7 +21,8 @@ from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape, merge_dimension
 from gradserve.graph.symbolic import shape_of
 from gradserve.ops import windows
-from gradserve.ops.windows import Axis, pieces, put_back, widen
+from gradserve.ops.precision import widen
+from gradserve.ops.windows import Axis, pieces, put_back
 
 # What every op here needs of its attrs
 

@@ -17,7 +17,8 @@ from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import concat, part, product
 from gradserve.ops import windows
 from gradserve.ops.pool import lowest
-from gradserve.ops.windows import Axis, cut, entry, first_largest, pieces, put_back, widen
+from gradserve.ops.precision import widen
+from gradserve.ops.windows import Axis, cut, entry, first_largest, pieces, put_back
 
 
 def _over(x: Any, f: Any, node: Node) -> list[Axis]:

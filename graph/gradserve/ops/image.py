@@ -18,7 +18,8 @@ from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import concat, part, product, shape_of
 from gradserve.ops import windows
-from gradserve.ops.windows import pieces, widen
+from gradserve.ops.precision import widen
+from gradserve.ops.windows import pieces
 
 
 class _Taps(NamedTuple):

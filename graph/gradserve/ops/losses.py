@@ -7,7 +7,8 @@ from typing import Any
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, raw, scalar_shape
-from gradserve.ops.activations import shifted, softmax_backprop, widen
+from gradserve.ops.activations import shifted, softmax_backprop
+from gradserve.ops.precision import widen
 
 
 def _is_zero(dy: Tensor) -> bool:

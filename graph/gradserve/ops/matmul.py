@@ -14,11 +14,7 @@ from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import shape_of
 from gradserve.graph.unbroadcast import unbroadcast
-
-
-def _widen(xp: Any, x: Any) -> Any:
-    """16-bit floats are multiplied and summed in float32."""
-    return x.astype(xp.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
+from gradserve.ops.precision import widen
 
 
 def _inner(a: Dimension, b: Dimension, x: Shape, y: Shape) -> None:
@@ -40,7 +36,7 @@ def _matmul_shape(a: Tensor, b: Tensor, *, transpose_a: bool, transpose_b: bool)
 
 
 def _matmul(xp: Any, a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
-    left, right = _widen(xp, a), _widen(xp, b)
+    left, right = widen(xp, a), widen(xp, b)
     return xp.matmul(left.T if transpose_a else left, right.T if transpose_b else right).astype(a.dtype)
 
 
@@ -125,7 +121,7 @@ def _adjoint(xp: Any, x: Any) -> Any:
 
 
 def _batch_matmul(xp: Any, x: Any, y: Any, *, adj_x: bool, adj_y: bool) -> Any:
-    left, right = _widen(xp, x), _widen(xp, y)
+    left, right = widen(xp, x), widen(xp, y)
     product = xp.matmul(_adjoint(xp, left) if adj_x else left, _adjoint(xp, right) if adj_y else right)
     return product.astype(x.dtype)
 
@@ -240,7 +236,7 @@ def _einsum_shape(inputs: Sequence[Tensor], *, equation: str) -> Shape:
 def _einsum(xp: Any, inputs: Sequence[Any], *, equation: str) -> Any:
     """NumPy's einsum, and labels that occur twice in the output (a diagonal is filled)."""
     sides, right = _parse(equation, len(inputs))
-    wide = [_widen(xp, value) for value in inputs]
+    wide = [widen(xp, value) for value in inputs]
     labels = right.replace("...", "")
     fresh = iter(label for label in _ALPHABET if label not in set("".join(sides)))
     seen: set[str] = set()

@@ -18,7 +18,7 @@ from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import concat, part, product, shape_of
 from gradserve.ops.conv import channel_axis
-from gradserve.ops.windows import widen
+from gradserve.ops.precision import widen
 
 # Batch normalisation: the kernels
 

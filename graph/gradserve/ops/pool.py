@@ -22,7 +22,8 @@ from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import shape_of
 from gradserve.ops import windows
 from gradserve.ops.conv import channel_axis
-from gradserve.ops.windows import Axis, pieces, put_back, widen
+from gradserve.ops.precision import widen
+from gradserve.ops.windows import Axis, pieces, put_back
 
 
 def lowest(dtype: Any) -> Any:

@@ -17,6 +17,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import shape_of, spread, with_kept
+from gradserve.ops.precision import widen
 
 # Reductions over axes
 
@@ -36,15 +37,11 @@ def _reduced(x: Tensor, axes: Tensor, *, keep_dims: bool) -> Shape:
     return tuple(size for k, size in enumerate(x.shape) if k not in known)
 
 
-def _is_narrow(x: Any) -> bool:
-    return x.dtype.itemsize == 2 and x.dtype.kind in "fV"
-
-
 def _reduce(function: Callable[..., Any]) -> Rule:
     """A kernel from a function of (xp, x, axis, keepdims); 16-bit floats are summed in float32."""
 
     def kernel(xp: Any, x: Any, axes: Any, *, keep_dims: bool) -> Any:
-        wide = x.astype(xp.float32) if _is_narrow(x) else x
+        wide = widen(xp, x)
         return xp.asarray(function(xp, wide, _axes(x, axes), keep_dims)).astype(x.dtype)
 
     return kernel
@@ -266,7 +263,7 @@ def _scan(xp: Any, x: Any, axis: int, exclusive: bool, reverse: bool, neutral: A
 def _scan_kernel(neutral: float, run: Callable[..., Any]) -> Rule:
     def kernel(xp: Any, x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
         place = shapes.normalise_axis(int(axis), x.ndim)
-        wide = x.astype(xp.float32) if _is_narrow(x) else x
+        wide = widen(xp, x)
         return _scan(xp, wide, place, exclusive, reverse, neutral, lambda v: run(xp, v, place)).astype(x.dtype)
 
     return kernel
@@ -358,7 +355,7 @@ def _cumulative_logsumexp_gradient(
 
 def _cumulative_logsumexp(xp: Any, x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
     """log of the running sum of exp x; what comes before the first term is the lowest number, as in TensorFlow."""
-    wide = x.astype(xp.float32) if _is_narrow(x) else x
+    wide = widen(xp, x)
     place = shapes.normalise_axis(int(axis), x.ndim)
     lowest = float(np.finfo(wide.dtype).min)
     y = _scan(xp, wide, place, exclusive, reverse, lowest, lambda v: xp.logaddexp.accumulate(v, axis=place))

@@ -18,6 +18,7 @@ from gradserve.graph.op import Rule, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import shape_of
 from gradserve.ops.gather import combine
+from gradserve.ops.precision import is_narrow
 
 _NEUTRAL = {"add": 0, "multiply": 1}
 
@@ -42,7 +43,7 @@ def _segments(xp: Any, how: str, data: Any, ids: Any, count: int, *, drop: bool)
     kind = data.dtype
     flat_ids = xp.ravel(ids)
     rows = xp.reshape(data, (flat_ids.shape[0], *data.shape[ids.ndim :]))
-    narrow = kind.itemsize == 2 and kind.kind in "fV" and how == "add"
+    narrow = is_narrow(kind) and how == "add"
     rows = rows.astype(xp.float32) if narrow else rows
     if drop:  # negative ids fall into one segment more, which is cut off
         refuse_outside(xp.where(flat_ids < 0, 0, flat_ids), max(count, 1), "Segment id")

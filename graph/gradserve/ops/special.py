@@ -13,7 +13,7 @@ from typing import Any
 
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, Op, Rule, broadcast_shape, call, define, raw, unary
-from gradserve.ops.activations import widen
+from gradserve.ops.precision import widen
 
 _MODULES = {
     "numpy": "scipy.special",

@@ -135,11 +135,6 @@ def _add(total: Any, index: tuple[slice, ...], part: Any) -> Any:
     return total
 
 
-def widen(xp: Any, x: Any) -> Any:
-    """16-bit floats as float32, in which sums are taken; everything else as it is."""
-    return x.astype(xp.float32) if x.dtype.itemsize == 2 and x.dtype.kind in "fV" else x
-
-
 # In a graph, for the gradients of gradient ops whose transpose TensorFlow has no op for
 
 
