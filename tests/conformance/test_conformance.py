@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 import gradserve.client as gs
@@ -13,10 +15,9 @@ from tests.paths import CASES, needs_cases
 
 @needs_cases
 @pytest.mark.parametrize("engine", ["numpy", "xla"])
-def test_gradients_agree_with_tensorflow(engine: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gradients_agree_with_tensorflow(engine: str, summarise: Callable[[str], None]) -> None:
     with gs.Client.embedded(workers=2, engine=engine, compile_now=True) as client:
         outcomes = list(run(load(CASES), client))
-    with capsys.disabled():
-        print(f"\nengine {engine}\n{table(outcomes)}")
+    summarise(table(outcomes))
     failed = [f"{outcome.stem}: {outcome.why}" for outcome in outcomes if outcome.verdict is Verdict.FAILED]
     assert not failed, "\n".join(failed)

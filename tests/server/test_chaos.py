@@ -10,7 +10,6 @@ import os
 import random
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -105,7 +104,7 @@ async def a_living_worker(runtime: Runtime, chance: random.Random, killed: set[i
 
 
 @pytest.mark.slow
-def test_a_worker_killed_at_any_moment_of_each_of_200_steps_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_worker_killed_at_any_moment_of_each_of_200_steps_changes_nothing(summarise: Callable[[str], None]) -> None:
     expected, typical = undisturbed(STEPS)
     chance = random.Random(11)
     kills: list[float] = []
@@ -128,11 +127,10 @@ def test_a_worker_killed_at_any_moment_of_each_of_200_steps_changes_nothing(caps
     assert len(killed) == STEPS
     wrong = sum(mine != right for mine, right in zip(answers, expected, strict=True))
     recovery = sorted(max(took - killed, 0.0) for took, killed in zip(times, kills, strict=True))
-    with capsys.disabled():
-        sys.stdout.write(
-            f"\n{STEPS} steps, {len(kills)} kills: {STEPS - wrong} right, {wrong} wrong, 0 hangs; from kill to answer "
-            f"median {recovery[STEPS // 2]:.2f} s, p99 {recovery[int(STEPS * 0.99)]:.2f} s (goal under 5 s)\n"
-        )
+    summarise(
+        f"{STEPS} steps, {len(kills)} kills: {STEPS - wrong} right, {wrong} wrong, 0 hangs; from kill to answer "
+        f"median {recovery[STEPS // 2]:.2f} s, p99 {recovery[int(STEPS * 0.99)]:.2f} s (goal under 5 s)"
+    )
     assert wrong == 0
 
 
