@@ -167,10 +167,10 @@ def draw(losses: list[float], path: Path) -> None:
 
 
 SAME = """\
-The same against a running server (gradserve serve --port 50051), in three lines of Python:
+The same against a running server (gradserve serve), in three lines of Python:
 
     import gradserve.client as gs, sklearn.datasets; images, labels = sklearn.datasets.load_digits(return_X_y=True)
-    session = gs.Client("localhost:50051").session(gs.load_graph("GRAPH"), init="init", session_id="digits")
+    session = gs.Client("localhost:7433").session(gs.load_graph("GRAPH"), init="init", session_id="digits")
     for _ in range(200): print(session.run({"images": images / 16, "labels": labels}, "loss", "Adam/update"))
 
 and one step of that session from any language, here with one grey image of a three:
@@ -180,7 +180,7 @@ and one step of that session from any language, here with one grey image of a th
                    "tensor_shape": {"dim": [{"size": 1}, {"size": 64}]}, "float_val": [0.5]}}},
                 {"name": "labels", "value": {"tensor": {"dtype": "DT_INT64",
                    "tensor_shape": {"dim": [{"size": 1}]}, "int64_val": [3]}}}]}' \\
-      localhost:50051 gradserve.v1.GradientService/Run"""
+      localhost:7433 gradserve.v1.GradientService/Run"""
 
 
 def main() -> int:
