@@ -20,9 +20,6 @@ _DEBUGGER = "it belongs to TensorFlow's debugger: find_nonfinite names the first
 _PROTOCOL_BUFFERS = "it needs the descriptors of protocol buffers that are not part of the graph"
 _SDCA = "it is a training algorithm with state of its own for linear models: use the optimisers of a session"
 _SUMMARIES = "it makes a record for TensorBoard: fetch the tensor and write the summary beside the client"
-_PATTERNS = (
-    "its patterns are RE2's, and what Python has instead can take exponential time: change the text before feeding"
-)
 _NO_OP = "TensorFlow registers the name, but has no such op"
 
 REASONS: dict[str, str] = {
@@ -57,7 +54,6 @@ REASONS: dict[str, str] = {
             "AudioSummary AudioSummaryV2 HistogramSummary ImageSummary MergeSummary ScalarSummary TensorSummary"
             " TensorSummaryV2",
         ),
-        (_PATTERNS, "RegexFullMatch RegexReplace StaticRegexFullMatch StaticRegexReplace"),
         (_NO_OP, "ScatterNdDiv ScatterNdMul StatelessRandomShuffle"),
         ("its value is a constant of TensorFlow's eager mode, in which there is no graph", "_EagerConst"),
         (
