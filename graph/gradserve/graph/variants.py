@@ -78,6 +78,8 @@ class TensorList(Variant):
         return self.with_items(tuple(None if item is None else zeros_like(item) for item in self.items))
 
     def __add__(self, other: TensorList) -> TensorList:
+        if not self.items or not other.items:
+            return self if self.items else other  # a sum may start before the length is known
         if len(self) != len(other):
             raise InvalidArgument(f"Lists of {len(self)} and {len(other)} tensors can't be added.")
         pairs = zip(self.items, other.items, strict=True)

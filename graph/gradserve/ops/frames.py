@@ -67,3 +67,13 @@ for _signature in (
     define(_signature.format(T="T", many="N * T"), gradient=_RAISED)
     define("Ref" + _signature.format(T="ref(T)", many="ref(N * T)"), gradient=_RAISED)
 define("LoopCond(input: bool) -> (output: bool)", shape=same_shape, gradient=NOT_DIFFERENTIABLE)
+
+# The stacks of a loop's backward pass: on import they become lists that flow from round to round.
+for _version, _handle, _inputs in (("", "ref(string)", ""), ("V2", "resource", "max_size: int32")):
+    for _signature in (
+        f"Stack{_version}({_inputs}; elem_type: type, stack_name: string = '') -> (handle: {_handle})",
+        f"StackPush{_version}(handle: {_handle}, elem: T; T: type, swap_memory: bool = false) -> (output: T)",
+        f"StackPop{_version}(handle: {_handle}; elem_type: type) -> (elem: elem_type)",
+        f"StackClose{_version}(handle: {_handle}) -> ()",
+    ):
+        define(_signature, gradient=NOT_DIFFERENTIABLE, stateful=True)

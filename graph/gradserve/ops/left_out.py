@@ -12,7 +12,6 @@ _FILES = "it reads or writes files, and files on the server are no client's busi
 _QUEUES = "it belongs to TensorFlow 1's input queues: feed the data instead"
 _PYTHON = "it calls a Python function of the process that made the graph, which is not part of the graph"
 _HANDLES = "it keeps tensors in a TensorFlow session between runs: keep them in variables of a session here"
-_STACKS = "it is the state of a TensorFlow 1 loop's backward pass: import the forward graph and ask for gradients here"
 _COLLECTIVE = "it moves tensors between the devices of one TensorFlow program: placement and shards do that here"
 _TPU = "it exists only inside a program that TensorFlow compiles for TPUs"
 _MESH = "it spreads a tensor over a DTensor mesh: placement does that here"
@@ -38,7 +37,6 @@ REASONS: dict[str, str] = {
         ),
         (_PYTHON, "EagerPyFunc PyFunc PyFuncStateless"),
         (_HANDLES, "DeleteSessionTensor GetSessionHandle GetSessionHandleV2 GetSessionTensor"),
-        (_STACKS, "Stack StackClose StackPop StackPush"),
         (_COLLECTIVE, "NcclAllReduce NcclBroadcast NcclReduce"),
         (
             _TPU,

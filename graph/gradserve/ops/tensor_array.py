@@ -1,9 +1,9 @@
-"""TF1's TensorArrays as nodes. An imported graph has those of the third version made lists: see ops/tensor_list.py and
+"""TF1's TensorArrays as nodes. An imported graph has them made lists: see ops/tensor_list.py and
 gradserve.graph.raising.
 
-What is here tells an array that could not become a list: one that leaves its graph for a function, one of TF1's own
-gradient arrays, or one of the versions before TensorFlow 1.0. Such a graph is still read, checked and sent on; running
-or differentiating these nodes is refused.
+What is here tells an array that could not become a list: one that leaves its graph for a function, or is read through
+TensorArrayGradWithShape. Such a graph is still read, checked and sent on; running or differentiating these nodes is
+refused.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from gradserve.graph.op import NOT_DIFFERENTIABLE, define, refused
 
 _UNRAISED = refused(
-    "TensorArrays are differentiated as lists, and this one could not become a list: it must be of version 3 and stay,"
-    " with its flow, among the ops of one GraphDef"
+    "TensorArrays are differentiated as lists, and this one could not become a list: it must stay, with its flow, among"
+    " the ops of one GraphDef"
 )
 _MAKE = "dtype: type, element_shape: shape = unknown, dynamic_size: bool = false, clear_after_read: bool = true"
 

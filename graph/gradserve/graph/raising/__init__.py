@@ -4,6 +4,8 @@ A GraphDef says nothing of contexts, so they are read off its nodes. The frame o
 deeper behind an Enter and one shallower behind an Exit. The branch of a node is the set of predicates, with the side
 taken of each, that the Switches before it lay down; a Merge joins the sides of one predicate again.
 
+Before that, TF1's arrays and stacks become lists, which flow as any tensor does.
+
 The plan, from the innermost frame outwards:
     conditionals   the Merges of one conditional become outputs of one If, its branches cut out of what they read
     loop           the frame's Merges become the variables of one While; condition and body are cut out likewise
@@ -19,7 +21,8 @@ from gradserve.graph.library import Library
 from gradserve.graph.raising.conditionals import raise_conditionals
 from gradserve.graph.raising.loops import raise_loop
 from gradserve.graph.raising.rewriting import ENTERS, EXITS, MERGES, NEXT, RAISED, Raised, Rewriting, is_back_edge
-from gradserve.graph.raising.tensor_arrays import is_array
+from gradserve.graph.raising.stacks import is_stack, lists_for_stacks
+from gradserve.graph.raising.tensor_arrays import is_array, lists_for_arrays
 from gradserve.v1 import graph_pb2
 
 __all__ = ["RAISED", "Raised", "is_back_edge", "needs_raising", "raise_control_flow"]
@@ -29,7 +32,7 @@ _TELLING = MERGES | ENTERS | EXITS | NEXT
 
 def needs_raising(nodes: Iterable[graph_pb2.NodeDef]) -> bool:
     """Whether there is a conditional or a loop of TF1 among the nodes."""
-    return any(node.op in _TELLING or is_array(node.op) for node in nodes)
+    return any(node.op in _TELLING or is_array(node.op) or is_stack(node.op) for node in nodes)
 
 
 def raise_control_flow(nodes: Sequence[graph_pb2.NodeDef], library: Library) -> tuple[list[graph_pb2.NodeDef], Raised]:
@@ -40,6 +43,11 @@ def raise_control_flow(nodes: Sequence[graph_pb2.NodeDef], library: Library) -> 
     """
     raising = Rewriting(nodes, library)
     raising.find_frames()
+    raising.replaced |= lists_for_arrays(raising.items)
+    if raising.replaced:
+        raising.find_frames_again()
+    if lists_for_stacks(raising):
+        raising.find_frames_again()
     for frame in sorted(raising.parents, key=lambda frame: -raising.depths[frame]):
         raise_conditionals(raising, frame)
         raise_loop(raising, frame)

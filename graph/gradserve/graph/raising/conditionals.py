@@ -63,6 +63,7 @@ class _Branches:
         self.predicates: dict[Ref, tuple[Ref, int]] = {}
         self.conditionals: list[_Conditional] = []
         self.before: dict[str, int] = {}
+        self.owners: dict[tuple[str, Ref], int] = {}
 
     def raise_all(self) -> None:
         for item in self.raising.members(self.frame):
@@ -143,25 +144,55 @@ class _Branches:
         self.before[item.name] = self._join_conditional(item, predicate, common, found, before)
 
     def _join_conditional(self, item: Item, predicate: Ref, branch: Branch, sides: dict[int, int], before: int) -> int:
-        """Puts a Merge into the conditional of its scope that it can share; returns what its readers come after."""
+        """Puts a Merge into the conditional that it can share; returns what its readers come after.
+
+        That is one of its scope, or one that would compute some of the same nodes: what tf.gradients adds to a
+        conditional has a scope for each of its Merges.
+        """
         scope = item.name.rpartition("/")[0]
         for number, conditional in enumerate(self.conditionals):
             if before >> number & 1:
                 before |= conditional.before
-        for number, conditional in enumerate(self.conditionals):
-            same = conditional.predicate, conditional.scope, conditional.branch
-            if same == (predicate, scope, branch) and not before >> number & 1:
-                break
+        inside, owners = self._inside(item, predicate)
+        possible = [
+            number
+            for number, conditional in enumerate(self.conditionals)
+            if (conditional.predicate, conditional.branch) == (predicate, branch) and not before >> number & 1
+        ]
+        named = [number for number in possible if self.conditionals[number].scope == scope]
+        shared = [number for number in possible if number in owners]
+        if named or shared:
+            number = (named or shared)[0]
+            conditional = self.conditionals[number]
         else:
             number = len(self.conditionals)
             conditional = _Conditional(predicate, self.predicates[predicate][1], branch, scope)
             self.conditionals.append(conditional)
+        self.owners.update(dict.fromkeys(((name, predicate) for name in inside), number))
         conditional.merges[item.name] = sides
         conditional.before |= before
         for other in self.conditionals:
             if other.before >> number & 1:
                 other.before |= before
         return before | conditional.before | 1 << number
+
+    def _inside(self, merge: Item, predicate: Ref) -> tuple[list[str], set[int]]:
+        """The nodes of a Merge's branches, as far as no conditional has them yet, and those that have the others."""
+        inside: list[str] = []
+        owners: set[int] = set()
+        stack = [ref.name for ref in merge.inputs]
+        seen = set(stack)
+        while stack:
+            name = stack.pop()
+            owner = self.owners.get((name, predicate))
+            if owner is not None:
+                owners.add(owner)
+            elif predicate in self.branches.get(name, {}):
+                inside.append(name)
+                new = [ref.name for ref in self.raising.items[name].inputs if ref.name not in seen]
+                seen.update(new)
+                stack += new
+        return inside, owners
 
     def _merge_of_one(self, item: Item, position: int) -> None:
         raising = self.raising

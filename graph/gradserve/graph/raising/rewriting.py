@@ -10,7 +10,6 @@ from gradserve.errors import InvalidGraph
 from gradserve.graph import dtypes, op
 from gradserve.graph.library import Library
 from gradserve.graph.raising.outlining import Body, Item, Ref, Source, define_function, dtype_of, item_of
-from gradserve.graph.raising.tensor_arrays import lists_for_arrays
 from gradserve.v1 import graph_pb2, tensor_pb2
 
 ENTERS = frozenset(("Enter", "RefEnter"))
@@ -50,6 +49,8 @@ class Rewriting:
     """The graph while it is rewritten. Invariant: `items` computes what the imported graph does.
 
     Attributes:
+        replaced: the names of imported nodes that have another meaning now.
+        read: the tensors that something reads.
         parents, depths: the frame around each frame, and how deep it lies.
         effects: the nodes that read or change state, and those behind them in the same frame.
     """
@@ -58,10 +59,8 @@ class Rewriting:
         self.items = {node.name: item_of(node) for node in nodes}
         self.library = library
         self.functions = Library()
-        self.replaced = lists_for_arrays(self.items)
-        if self.replaced:
-            self.items = {item.name: item for item in _in_order(self.items)}
-        self.read = frozenset(ref for item in self.items.values() for ref in item.inputs)
+        self.replaced: set[str] = set()
+        self.read: frozenset[Ref] = frozenset()
         self.raised = {node.attr[RAISED].s: node for node in nodes if RAISED in node.attr}
         self.inside: dict[str, str] = {}
         self.parents: dict[str, str] = {}
@@ -69,6 +68,8 @@ class Rewriting:
         self.effects: set[str] = set()
 
     def find_frames(self) -> None:
+        """Finds what is read, and the frame of every item and how deep it lies; items must follow what they read."""
+        self.read = frozenset(ref for item in self.items.values() for ref in item.inputs)
         for item in self.items.values():
             item.frame = self._deepest(item)
             if item.op in ENTERS:
@@ -81,6 +82,11 @@ class Rewriting:
                 if not item.frame:
                     raise broken(item, "lies in no loop: an Exit must follow an Enter")
                 item.frame = self.parents[item.frame]
+
+    def find_frames_again(self) -> None:
+        """Does so where items have come or gone."""
+        self.items = {item.name: item for item in _in_order(self.items)}
+        self.find_frames()
 
     def _deepest(self, item: Item) -> str:
         """The innermost frame among those of a node's inputs; a back edge comes from the node's own."""
