@@ -245,16 +245,74 @@ def test_a_node_in_a_branch_is_computed_as_if_the_branch_had_been_taken() -> Non
     np.testing.assert_array_equal(slope, np.zeros(3))  # the side was not taken
 
 
-def test_an_x_in_a_branch_that_y_lies_behind_is_refused() -> None:
+@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize("shape", [(3,), None])
+def test_an_x_in_a_branch_has_the_gradient_of_what_lies_behind_the_conditional(taken: bool, shape: Any) -> None:
+    w = Writer(p=taken)
+    w.node("Placeholder", name="x", dtype=dtypes.float64, shape=shape)
+    y = _cond(w, "x")  # x sin x, or exp x
+    z = w.op("Mul", y, y)
+    graph = w.graph()
+    inner = graph.tensor("Sin:0")
+    dx = _slope(graph.tensor(z), inner)
+    slopes = run([dx, _slope(dx, inner), _slope(dx, graph.tensor("x"))], [graph.tensor("x")], [X])
+    expected = [2 * np.sin(X) * X**2, 2 * X**2, 4 * np.sin(X) * X + 2 * X**2 * np.cos(X)]
+    for slope, right in zip(slopes, expected, strict=True):
+        np.testing.assert_allclose(slope, right if taken else np.zeros(3))
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_stop_in_a_branch_stops_what_lies_behind_the_conditional(taken: bool) -> None:
+    w = Writer(p=taken)
+    y = _cond(w, w.placeholder("x"))
+    graph = w.graph()
+    x = graph.tensor("x")
+    (dx,) = gradients(graph.tensor(y), x, stop_gradients=[graph.tensor("Sin:0")])
+    assert isinstance(dx, Tensor)
+    np.testing.assert_allclose(run([dx], [x], [X])[0], np.sin(X) if taken else np.exp(X))
+
+
+@pytest.mark.parametrize(("p", "q"), [(True, True), (True, False), (False, True)])
+def test_an_x_in_a_branch_within_a_branch_has_a_gradient(p: bool, q: bool) -> None:
+    w = Writer(p=p, q=q)
+    w.node("Placeholder", name="x", dtype=dtypes.float64, shape=(3,))
+    y = _nested_cond(w, "x")
+    graph = w.graph()
+    inner = [graph.tensor("Sin:0"), graph.tensor("Mul:0")]
+    found = gradients(graph.tensor(y), [*inner, graph.tensor("x")])
+    slopes = run([dx for dx in found if isinstance(dx, Tensor)], [graph.tensor("x")], [X])
+    np.testing.assert_array_equal(slopes[0], np.full(3, float(p and q)))
+    np.testing.assert_array_equal(slopes[1], np.full(3, float(p and not q)))
+    np.testing.assert_allclose(slopes[2], -np.ones(3) if not p else np.cos(X) if q else 2 * X)
+
+
+def test_an_x_within_two_branches_must_have_a_known_shape() -> None:
+    w = Writer(p=True, q=True)
+    y = _nested_cond(w, w.placeholder("x"))
+    graph = w.graph()
+    with pytest.raises(InvalidArgument, match="The shape of Sin:0 is not known"):
+        gradients(graph.tensor(y), graph.tensor("Sin:0"))
+
+
+def test_what_a_branch_is_given_has_a_reason_that_names_what_to_ask_for() -> None:
     w = Writer(p=True)
     y = _cond(w, w.placeholder("x"))
     graph = w.graph()
-    inner = graph.tensor("Sin:0")
-    with pytest.raises(InvalidArgument, match="Sin:0 lies in a branch of cond/If"):
-        gradients(graph.tensor(y), inner)
-    with pytest.raises(InvalidArgument, match="Sin:0 lies in a branch of cond/If"):
-        gradients(graph.tensor(y), graph.tensor("x"), stop_gradients=[inner])
-    assert gradients(graph.tensor("Mul:0"), inner)[0] is not None
+    found = gradients(graph.tensor(y), graph.tensor("cond/Switch:1"))
+    assert found == [None]
+    assert "in place of x:0: ask for the gradient of that" in str(found.reasons[0])
+
+
+def test_xs_inside_and_outside_of_a_branch_have_total_derivatives() -> None:
+    w = Writer(p=True)
+    y = _cond(w, w.placeholder("x"))
+    both = w.op("AddV2", y, "Sin")  # reads the node by its name as well
+    graph = w.graph()
+    x, inner, product = (graph.tensor(name) for name in ("x", "Sin:0", "Mul:0"))
+    found = gradients(graph.tensor(both), [x, inner, product])
+    slopes = run([dx for dx in found if isinstance(dx, Tensor)], [x], [X])
+    for slope, expected in zip(slopes, [np.sin(X) + X * np.cos(X) + np.cos(X), X + 1, np.ones(3)], strict=True):
+        np.testing.assert_allclose(slope, expected)
 
 
 def test_a_constant_that_a_branch_and_a_loop_read_is_an_x_like_any_other() -> None:

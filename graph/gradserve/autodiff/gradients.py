@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,13 +28,13 @@ from gradserve.autodiff.aggregate import (
     deduplicate,
     densify,
 )
+from gradserve.autodiff.hidden import NOTHING, Hidden, holders, in_body
 from gradserve.autodiff.why_none import Reason, explain
 from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
 from gradserve.graph import collector, dtypes, op, shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
 from gradserve.graph.handles import held_by
 from gradserve.graph.op import NoRule, Op, raw
-from gradserve.graph.raising import RAISED
 from gradserve.graph.unbroadcast import unbroadcast
 from gradserve.ops.left_out import REASONS
 
@@ -103,7 +103,8 @@ def gradients(
             [_tensor(graph, value, "xs", k) for k, value in enumerate(x_list)],
             frozenset(_tensor(graph, value, "stop_gradients", k) for k, value in enumerate(stop_list)),
         )
-        _refuse_inside_branches(request)
+        if graph.raised.added:
+            request = replace(request, hidden=_names_of(request))
         with graph.name_scope("gradients" if name is None else name) as scope:
             graph.reserve_name(f"{scope}uid")
             found = _Sweep(request).run(seeds, y_list)
@@ -121,7 +122,7 @@ def gradients(
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """The arguments of one call, checked and converted."""
+    """The arguments of one call, checked and converted; `hidden` are tensors to look for in branches as well."""
 
     graph: Graph
     colocate: bool
@@ -130,41 +131,12 @@ class _Request:
     ys: list[Tensor]
     xs: list[Tensor]
     stops: frozenset[Tensor]
+    hidden: Hidden = NOTHING
 
 
-def _refuse_inside_branches(request: _Request) -> None:
-    """Raises InvalidArgument for an x or a stop in a branch that TF1 wrote and a y depends on from outside.
-
-    What a y reads is the branch in the library; the node that is asked for is computed beside it.
-    """
-    graph = request.graph
-    branches = [graph.node(name) for name in graph.raised.added if RAISED in graph.node(name).attrs]
-    called = {function.name: node for node in branches for function in node.functions()}
-    asked = {tensor.node.name: tensor for tensor in (*request.xs, *request.stops) if tensor.dtype.is_trainable}
-    for name, node in called.items():
-        inside = {inner.name for definition in graph.library.needed([name]) for inner in definition.node_def}
-        found = sorted(inside & asked.keys())
-        if found and any(_reads(y.node, node) for y in request.ys):
-            tensor = asked[found[0]]
-            raise InvalidArgument(
-                f"{tensor.name} lies in a branch of {node.name}, and y lies behind it: ask for the gradient of what "
-                "goes into the branch, or for that of a y in the branch.",
-                tensor=tensor.name, node=node.name,
-            )  # fmt: skip
-
-
-def _reads(node: Node, other: Node) -> bool:
-    """Whether a node depends on another."""
-    seen, stack = {node}, [node]
-    while stack:
-        step = stack.pop()
-        if step is other:
-            return True
-        for tensor in step.inputs:
-            if tensor.node not in seen:
-                seen.add(tensor.node)
-                stack.append(tensor.node)
-    return False
+def _names_of(request: _Request) -> Hidden:
+    named = ([x.name for x in tensors if x.dtype.is_trainable] for tensors in (request.xs, request.stops))
+    return Hidden(*(tuple(dict.fromkeys(names)) for names in named))
 
 
 class _Sweep:
@@ -172,13 +144,19 @@ class _Sweep:
 
     Invariant: `cotangents[t]` holds every term that a processed consumer has sent to tensor t, in the order in
     which they were sent; a node is processed when `pending` of it has reached 0.
+
+    Attributes:
+        holders: conditionals that hold an x or a stop in a branch.
+        held: what they sent to such an x.
     """
 
     def __init__(self, request: _Request) -> None:
         self.request = request
         self.graph = request.graph
         self.cotangents: dict[Tensor, list[Cotangent]] = {}
-        self.reached = _forward(request.xs)
+        self.holders = holders(self.graph, request.hidden)
+        self.held: dict[str, list[tuple[Node, Cotangent]]] = {}
+        self.reached = _forward(request.xs, [node for node, hidden in self.holders.items() if hidden.xs])
         self.pending = _pending(request.ys, self.reached)
         self.boundary = _boundary(request.xs, self.pending)
         self.totals: dict[Tensor, Cotangent | None] = {}
@@ -203,7 +181,7 @@ class _Sweep:
                     self.pending[source] -= 1
                     if not self.pending[source]:
                         queue.append(source)
-        return [self._total(x) for x in self.request.xs]
+        return [self._with_held(self._total(x), x.name) for x in self.request.xs]
 
     # Seeds
 
@@ -238,12 +216,40 @@ class _Sweep:
         """Whether a cotangent of this tensor leads to an x."""
         return tensor.node in self.pending and tensor.dtype.is_trainable
 
-    def inside(self, ys: Sequence[Tensor], xs: Sequence[Tensor], seeds: Sequence[Tensor]) -> Sequence[Cotangent | None]:
-        """Gradients within the body of a function, with this call's options."""
-        request = self.request
-        return gradients(
-            list(ys), list(xs), list(seeds), gate_gradients=request.gate, aggregation_method=request.method
-        )
+    def inside(
+        self, ys: Sequence[Tensor], xs: Sequence[Tensor], seeds: Sequence[Tensor], hidden: Hidden = NOTHING
+    ) -> list[Cotangent | None]:
+        """Gradients within the body of a function, with this call's options; those of `hidden.xs` follow."""
+        outer, graph = self.request, ys[0].graph if ys else xs[0].graph
+        local = in_body(graph, hidden.xs)
+        request = _Request(
+            graph, False, outer.gate, outer.method, list(ys), [*xs, *local],
+            frozenset(in_body(graph, hidden.stops)), hidden,
+        )  # fmt: skip
+        with graph.transaction() as start, graph.as_default(), graph.name_scope("gradients"):
+            sweep = _Sweep(request)
+            found = sweep.run(seeds, ys)
+            named = {x.name: dx for x, dx in zip(local, found[len(xs) :], strict=True)}
+            found = found[: len(xs)]
+            found += [named[name] if name in named else sweep._with_held(None, name) for name in hidden.xs]
+            graph.keep(start, live(start, [*found, *request.ys, *request.xs]))
+        return found
+
+    def hidden(self, node: Node) -> Hidden:
+        """The xs and stops that lie in branches of a node."""
+        return self.holders.get(node, NOTHING)
+
+    def hold(self, node: Node, name: str, dx: Cotangent) -> None:
+        """Keeps the gradient of an x in a branch of a node."""
+        self.held.setdefault(name, []).append((node, dx))
+
+    def _with_held(self, total: Cotangent | None, name: str) -> Cotangent | None:
+        """The gradient of an x with what conditionals that hold it have sent; made once the walk has ended."""
+        held = self.held.get(name)
+        if not held:
+            return total
+        terms = [dx for _, dx in held] if total is None else [total, *(dx for _, dx in held)]
+        return aggregate(self.graph, held[0][0], terms, self.request.method)
 
     # The walk
 
@@ -273,7 +279,7 @@ class _Sweep:
                 said = node.attrs.get("message")  # PreventGradient's, in the words of whoever put it there
                 raise self._no_gradient(node, f"{rule.why}. Reason: {said}" if said else rule.why)
             sources = [tensor for tensor in node.inputs if tensor.node in self.pending]
-            if not any(tensor.dtype.is_trainable for tensor in sources):
+            if not any(tensor.dtype.is_trainable for tensor in sources) and node not in self.holders:
                 return
             complete = [
                 raw.ZerosLike(tensor) if total is None and tensor.dtype.is_trainable else total
@@ -354,9 +360,9 @@ class _Sweep:
         return results
 
 
-def _forward(xs: Sequence[Tensor]) -> set[Node]:
-    """The nodes that the xs reach through tensors of trainable dtypes, the xs' own nodes among them."""
-    reached = {x.node for x in xs}
+def _forward(xs: Sequence[Tensor], holding: Sequence[Node]) -> set[Node]:
+    """The nodes that the xs reach through tensors of trainable dtypes, the xs' own nodes and what holds xs included."""
+    reached = {x.node for x in xs} | set(holding)
     queue = deque(reached)
     while queue:
         node = queue.popleft()

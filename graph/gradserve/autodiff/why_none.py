@@ -18,6 +18,7 @@ from gradserve.ops.branches import branches_of
 from gradserve.ops.loops import loop_specs
 
 _LOOPS = frozenset(("While", "StatelessWhile"))
+_SWITCHES = frozenset(("Switch", "RefSwitch", "_SwitchN"))
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase"))
 
 
@@ -81,7 +82,10 @@ def explain(ys: Sequence[Tensor], x: Tensor, stops: frozenset[Tensor]) -> Reason
                     queue.append(output)
     if any(y in came_from for y in ys):
         return _reason(Cause.NOT_DIFFERENTIABLE, x.node, (x.node.name,), "has a gradient of None on every path")
-    return Reason(Cause.UNCONNECTED, "", "", (x.node.name,), f"{x.name} has no gradient: no y depends on it.")
+    message = f"{x.name} has no gradient: no y depends on it."
+    if x.node.type in _SWITCHES:
+        message += f" A branch is given it in place of {x.node.inputs[0].name}: ask for the gradient of that."
+    return Reason(Cause.UNCONNECTED, "", "", (x.node.name,), message)
 
 
 def _bodies(node: Node, slot: int) -> list[tuple[Function, int]]:

@@ -52,7 +52,7 @@ class Reverse:
     Attributes:
         body: the body, in a graph of its own.
         seeds: Placeholders for the cotangents of outputs.
-        found: the gradient with respect to each input that was asked for.
+        found: the gradient with respect to each input that was asked for, then to each hidden x.
         captures: what the added nodes read of the body.
         backward: the added nodes, and constants that they read.
     """
@@ -70,14 +70,17 @@ class Reverse:
         return [None if dx is None else _dense(dx, mapping) for dx in self.found]
 
 
-def reverse(function: Function, sweep: Any, ys: Sequence[int], xs: Sequence[int]) -> Reverse:
-    """Differentiates outputs number `ys` of a body with respect to its inputs number `xs`."""
+def reverse(function: Function, sweep: Any, ys: Sequence[int], xs: Sequence[int], *hidden: Any) -> Reverse:
+    """Differentiates outputs number `ys` of a body with respect to its inputs number `xs`.
+
+    `hidden` are the tensors inside of it that are asked for by name, as the sweep gives them.
+    """
     body = copy_of(function)
     graph = body.graph
     start = len(graph.nodes)
     with graph.as_default():
         seeds = [argument(spec_of(body.outputs[y]), f"cotangent_{y}") for y in ys]
-        found = sweep.inside([body.outputs[y] for y in ys], [body.inputs[x] for x in xs], seeds)
+        found = sweep.inside([body.outputs[y] for y in ys], [body.inputs[x] for x in xs], seeds, *hidden)
     seed_nodes = {seed.node for seed in seeds}
     backward = [node for node in graph.nodes[start:] if node not in seed_nodes]
     read = [tensor for node in backward for tensor in node.inputs]

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidGraph
+from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.functions import FORWARD, Function, add_function, argument, new_body, spec_of
 from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
 from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
-from gradserve.graph.shapes import Shape, widen
+from gradserve.graph.shapes import Shape, is_static, widen
 from gradserve.graph.variants import TensorList
 from gradserve.ops.bodies import Call, Reverse, is_unused, output_shapes, reverse, zeros_for
 
@@ -78,22 +78,44 @@ def _gradient(
     wanted = [k for k, x in enumerate(inputs) if sweep.wants(x)]
     seeds = {k: dy for k, dy in enumerate(dys) if dy is not None and not is_unused(dy)}
     functions = [body_of(node.graph, branch, specs) for branch in branches_of(node)]
-    backs = [reverse(function, sweep, list(seeds), wanted) for function in functions]
-    given = [n for n in range(len(wanted)) if any(back.found[n] is not None for back in backs)]
+    hidden = sweep.hidden(node)
+    backs = [reverse(function, sweep, list(seeds), wanted, hidden) for function in functions]
+    given = [n for n in range(len(wanted) + len(hidden.xs)) if any(back.found[n] is not None for back in backs)]
     if not given:
         return None, [None] * len(inputs)
     saved = [[t for t in back.captures if t not in back.body.inputs] for back in backs]
     values = _forward_again(node, index, inputs, functions, backs, saved)
-    outer = [*inputs, *values, *seeds.values()]
+    likes = {
+        n: _like(node, hidden.xs[n - len(wanted)], [back.found[n] for back in backs]) for n in given if n >= len(wanted)
+    }
+    outer = [*inputs, *values, *likes.values(), *seeds.values()]
+    zeros = [(n, wanted[n] if n < len(wanted) else outer.index(likes[n])) for n in given]
     bodies = [
-        _backward(node.graph, f"{function.name}_grad", back, saved, number, outer, [(n, wanted[n]) for n in given])
+        _backward(node.graph, f"{function.name}_grad", back, saved, number, outer, zeros)
         for number, (function, back) in enumerate(zip(functions, backs, strict=True))
     ]
     kinds = [bodies[0][1][n] for n in range(len(given))]
     op = getattr(raw, node.type)
     found = op.outputs(index, outer, Tout=kinds, **_named(node, [name for name, _ in bodies]))
-    entries = {wanted[n]: dx for n, dx in zip(given, found, strict=True)}
+    for n, dx in zip(given, found, strict=True):
+        if n >= len(wanted):
+            sweep.hold(node, hidden.xs[n - len(wanted)], dx)
+    entries = {wanted[n]: dx for n, dx in zip(given, found, strict=True) if n < len(wanted)}
     return None, [entries.get(k) for k in range(len(inputs))]
+
+
+def _like(node: Node, name: str, found: Sequence[Any]) -> Tensor:
+    """A tensor of the shape of one in a branch, whose gradient is 0 where the branch is not taken."""
+    for dx in found:
+        if isinstance(dx, Tensor) and is_static(dx.shape):
+            return raw.Fill(np.array(dx.shape, np.int32), node.graph.constant(np.zeros((), dx.dtype.numpy)))
+    if name.partition(":")[0] in node.graph:
+        return node.graph.tensor(name)
+    raise InvalidArgument(
+        f"The shape of {name} is not known, and it lies in a branch within a branch, where its gradient is zeros of that"
+        " shape when another one is taken: give the placeholders before it their shapes.",
+        tensor=name, node=node.name,
+    )  # fmt: skip
 
 
 def _forward_again(
