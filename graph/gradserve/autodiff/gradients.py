@@ -13,7 +13,7 @@ of the walk is TensorFlow's, because it fixes names and the order of sums.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,7 @@ from gradserve.autodiff.aggregate import (
     deduplicate,
     densify,
 )
+from gradserve.autodiff.custom import apply_custom, custom_gradient, missing_gradient
 from gradserve.autodiff.hidden import NOTHING, Hidden, holders, in_body
 from gradserve.autodiff.why_none import Reason, explain
 from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
@@ -272,12 +273,9 @@ class _Sweep:
             ]
             if node in self.boundary or all(total is None for total in flowing):
                 return
-            definition, rule = self._rule(node)
-            if isinstance(rule, NoRule):
-                if rule.kind == "none":
-                    return
-                said = node.attrs.get("message")  # PreventGradient's, in the words of whoever put it there
-                raise self._no_gradient(node, f"{rule.why}. Reason: {said}" if said else rule.why)
+            rule = self._rule(node)
+            if rule is None:
+                return
             sources = [tensor for tensor in node.inputs if tensor.node in self.pending]
             if not any(tensor.dtype.is_trainable for tensor in sources) and node not in self.holders:
                 return
@@ -287,7 +285,7 @@ class _Sweep:
             ]
             scope = node.name
             with self.graph.name_scope(f"{scope}_grad"):
-                results = self._apply_rule(node, definition, rule, complete)
+                results = rule(complete)
                 if self.request.gate:
                     results = _gate(self.graph, results)
         for tensor, result in zip(node.inputs, results, strict=True):
@@ -295,18 +293,25 @@ class _Sweep:
                 self.cotangents.setdefault(tensor, []).append(result)
                 self.came_from.setdefault(tensor.node, outputs[0])
 
-    def _rule(self, node: Node) -> tuple[Op, op.BoundRule | NoRule]:
+    def _rule(self, node: Node) -> Callable[[Sequence[Cotangent | None]], list[Cotangent | None]] | None:
+        """What makes the cotangents of a node's inputs of those of its outputs; None for a gradient of None."""
+        custom = custom_gradient(node)
+        if custom is not None:
+            return lambda cotangents: apply_custom(custom, node, [_whole(term) for term in cotangents])
         override = node.attrs.get("_gradient_op_type")
-        if override is not None:
-            definition = op.find(override)
-            if definition is None:
-                raise self._no_gradient(node, f"its _gradient_op_type names {override!r}, which is not known here")
-        else:
-            definition = node.op
+        definition = node.op if override is None else op.find(override)
         if definition is None:
+            if override is not None:
+                raise self._no_gradient(node, missing_gradient(override))
             left_out = REASONS.get(node.type)
             raise self._no_gradient(node, f"the op is left out, because {left_out}" if left_out else op.MISSING.why)
-        return definition, definition.gradient
+        rule = definition.gradient
+        if isinstance(rule, NoRule):
+            if rule.kind == "none":
+                return None
+            said = node.attrs.get("message")  # PreventGradient's, in the words of whoever put it there
+            raise self._no_gradient(node, f"{rule.why}. Reason: {said}" if said else rule.why)
+        return lambda cotangents: self._apply_rule(node, definition, rule, cotangents)
 
     def _no_gradient(self, node: Node, why: str) -> NoGradient:
         path = [node.name]
@@ -328,7 +333,7 @@ class _Sweep:
         self, node: Node, definition: Op, rule: op.BoundRule, cotangents: Sequence[Cotangent | None]
     ) -> list[Cotangent | None]:
         if not definition.takes_slices:
-            cotangents = [densify(term) if isinstance(term, IndexedSlices) else term for term in cotangents]
+            cotangents = [_whole(term) for term in cotangents]
         conjugate = definition.holomorphic and any(tensor.dtype.is_complex for tensor in node.outputs)
         if conjugate:
             cotangents = [_conj(term) for term in cotangents]
@@ -358,6 +363,10 @@ class _Sweep:
         for slot, (term, tensor) in enumerate(zip(results, node.inputs, strict=True)):
             _merge_shape(node, slot, term, tensor)
         return results
+
+
+def _whole(term: Cotangent | None) -> Tensor | None:
+    return densify(term) if isinstance(term, IndexedSlices) else term
 
 
 def _forward(xs: Sequence[Tensor], holding: Sequence[Node]) -> set[Node]:

@@ -286,7 +286,7 @@ def graph_from_message(
     """
     graph = kind()
     graph.source = message
-    graph.library = Library(message.library.function) if library is None else library
+    graph.library = Library(message.library) if library is None else library
     sources: dict[str, graph_pb2.NodeDef] = {}
     for source in message.node:
         if source.name in sources:

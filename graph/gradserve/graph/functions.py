@@ -266,6 +266,12 @@ def argument(spec: Spec, name: str) -> Tensor:
     return op.raw.Placeholder(dtype=spec.dtype, shape=spec.shape, name=name, **held)
 
 
+def stateful_function(library: Library, name: str) -> bool:
+    """Whether a function, or one that it calls, reads or changes state."""
+    found = (op.find(node.op) for definition in library.needed([name]) for node in definition.node_def)
+    return any(definition is None or definition.stateful for definition in found)
+
+
 def new_body(graph: Graph) -> Graph:
     """An empty body that calls what the graph calls."""
     body = Graph()

@@ -53,7 +53,8 @@ def _kept(
 def _inlined(function: Function) -> Function:
     outer = [*(tensor.node for tensor in (*function.inputs, *function.outputs)), *function.effects]
     # A node that took another's place keeps its own name here: gradients of gradients are written with it.
-    found = inline(function.graph, outer, keep_first_name=False)
+    # A call with a gradient of its own stays a call, to be differentiated as one.
+    found = inline(function.graph, outer, keep_first_name=False, expand_custom=False)
     if found is None:
         return function
     return Function(
@@ -93,7 +94,9 @@ class Inlined:
         )
 
 
-def inline(graph: Graph, roots: Iterable[Node], *, keep_first_name: bool = True) -> Inlined | None:
+def inline(
+    graph: Graph, roots: Iterable[Node], *, keep_first_name: bool = True, expand_custom: bool = True
+) -> Inlined | None:
     """The part of a graph that the roots need, inlined; None where there is nothing to do.
 
     Calls go first, from the outside in, as they were written, so that what a gradient's body repeats is found in the
@@ -105,8 +108,9 @@ def inline(graph: Graph, roots: Iterable[Node], *, keep_first_name: bool = True)
     wanted = list(roots)
     while True:
         needed = functions.needed(graph, wanted)
-        if any(_is_expanded(node) for node in needed):
-            step = _Expanding(graph, needed).run()
+        expanded = {node for node in needed if _is_expanded(node) and (expand_custom or not _is_custom(node))}
+        if expanded:
+            step = _Expanding(graph, needed, expanded).run()
         elif any(FORWARD in node.attrs for node in needed):
             step = _Merging(graph, needed, keep_first_name).run()
         else:
@@ -128,6 +132,11 @@ def _is_expanded(node: Node) -> bool:
         for inner in definition.node_def
         for value in inner.attr.values()
     )
+
+
+def _is_custom(node: Node) -> bool:
+    """Whether a call has another gradient than its body."""
+    return "_gradient_op_type" in node.attrs or node.attrs["f"].name in node.graph.library.gradients
 
 
 class _Pass:
@@ -171,13 +180,14 @@ class _Pass:
 class _Expanding(_Pass):
     """Puts the bodies of calls in their places, one level deep."""
 
-    def __init__(self, graph: Graph, needed: Sequence[Node]) -> None:
+    def __init__(self, graph: Graph, needed: Sequence[Node], chosen: set[Node]) -> None:
         super().__init__(graph, needed)
+        self.chosen = chosen
         self.names = {node.name: node.name for node in needed}
         self.expanded: dict[str, dict[str, Node]] = {}
 
     def add(self, node: Node) -> None:
-        if _is_expanded(node):
+        if node in self.chosen:
             self._expand(node)
             return
         copy = self._copy(node, node.name, self.names, node.device, [])

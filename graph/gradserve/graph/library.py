@@ -15,10 +15,17 @@ class Library:
     Attributes:
         added: those that did not come with the graph, in order.
         bodies: what gradserve.graph.functions has made of them.
+        gradients: for a function, the one that is its gradient.
+        registered_gradients: for a `_gradient_op_type`, the function that is the gradient.
     """
 
-    def __init__(self, definitions: Iterable[graph_pb2.FunctionDef] = ()) -> None:
-        self._by_name = {definition.signature.name: definition for definition in definitions}
+    def __init__(self, message: graph_pb2.FunctionDefLibrary | None = None) -> None:
+        message = graph_pb2.FunctionDefLibrary() if message is None else message
+        self._by_name = {definition.signature.name: definition for definition in message.function}
+        self.gradients = {entry.function_name: entry.gradient_func for entry in message.gradient}
+        self.registered_gradients = {
+            entry.registered_op_type: entry.gradient_func for entry in message.registered_gradients
+        }
         self.added: list[graph_pb2.FunctionDef] = []
         self.bodies: OrderedDict[Any, Any] = OrderedDict()
 
