@@ -59,14 +59,9 @@ REASONS: dict[str, str] = {
             "AudioMicrofrontend",
         ),
         (
-            "it draws crops for a data pipeline: draw them before feeding, and cut with CropAndResize",
-            "SampleDistortedBoundingBox SampleDistortedBoundingBoxV2",
-        ),
-        (
             "it proposes boxes for one family of detectors: compose it of TopKV2 and NonMaxSuppressionV3",
             "GenerateBoundingBoxProposals",
         ),
-        ("its permutation is a cipher of its own: shuffle whole tensors with RandomShuffle", "RandomIndexShuffle"),
         ("a fill-reducing order of a sparse matrix is not computed here", "SparseMatrixOrderingAMD"),
         ("sparse matrices are not factorised here: make it dense and use Cholesky", "SparseMatrixSparseCholesky"),
     )
