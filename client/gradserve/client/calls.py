@@ -401,7 +401,8 @@ def open_session(
 
     Args:
         graph: as of `run`.
-        init: nodes to run first; None for the initialisers of the graph's Variables.
+        init: nodes to run first; None for the initialisers of the graph's Variables, with the values they were
+            loaded with.
         feeds: values to use while they run.
         session_id: the last part of its name; the server makes one where it is empty.
         checkpoint_steps: save it on the server after so many steps that change variables, so that it outlives the
@@ -409,6 +410,7 @@ def open_session(
     """
     request_id = _new_id()
     chosen = getattr(graph, "initializers", None) if init is None else init
+    values = {**(getattr(graph, "initial_values", {}) if init is None else {}), **(feeds or {})}
 
     def send(writer: Writer, deadline: Deadline) -> Call[tuple[str, Any]]:
         source = yield from client.uploaded.source(graph, writer)
@@ -416,7 +418,7 @@ def open_session(
             session_id=session_id,
             source=source,
             init_targets=[node_name(entry, "An entry of init") for entry in many(chosen)],
-            feeds=(yield from writer.feeds(graph, feeds)),
+            feeds=(yield from writer.feeds(graph, values)),
             options=wire.RunOptions(allow_soft_placement=allow_soft_placement),
             request_id=request_id,
             checkpoint_steps=checkpoint_steps,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from google.protobuf import text_format
 
 from gradserve.autodiff import Gradients, gradients
 from gradserve.client.messages import many, serialized
+from gradserve.client.saved_model import read_saved_model
 from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import codec, dtypes
 from gradserve.graph import graph as language
@@ -24,6 +25,13 @@ from gradserve.v1 import graph_pb2
 TEXT_SUFFIXES = (".pbtxt", ".txt")
 
 
+class Signature(NamedTuple):
+    """The tensors of a SavedModel to feed and to fetch, by the names that its callers use."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
 class Graph(language.Graph):
     """A dataflow graph to build, to load, to differentiate and to send.
 
@@ -32,11 +40,16 @@ class Graph(language.Graph):
 
     Attributes:
         variables: the Variables made in it, in order.
+        initial_values: what to feed while its variables get their first values.
+        signatures: of a SavedModel, by name.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.variables: list[Variable] = []
+        self.initial_values: dict[Tensor, np.ndarray[Any, Any]] = {}
+        self.signatures: dict[str, Signature] = {}
+        self._fills_tables: list[Node] = []
 
     @classmethod
     def from_graphdef(cls, source: Any) -> Self:
@@ -46,6 +59,34 @@ class Graph(language.Graph):
             InvalidGraph: it breaks a rule that every graph must keep; the message names the node.
         """
         return codec.graph_from_message(_message(source), cls)
+
+    @classmethod
+    def from_saved_model(cls, folder: str | PathLike[str], tags: Iterable[str] | None = None) -> Self:
+        """A graph of a SavedModel's folder, such as `model.export(folder)` of Keras writes.
+
+        `signatures` names what to feed and to fetch; `variables` are what it was saved with, and a session that is
+        opened on the graph starts with their values. Custom gradients that were saved are used.
+
+        Args:
+            tags: of the meta graph; None for the only one, or the one for serving.
+
+        Raises:
+            InvalidArgument: it is no SavedModel, has no such meta graph, or its variables can't be read.
+            InvalidGraph: the graph breaks a rule that every graph must keep; the message names the node.
+        """
+        loaded = read_saved_model(folder, tags)
+        graph = codec.graph_from_message(loaded.message, cls)
+        for name, (inputs, outputs) in loaded.signatures.items():
+            graph.signatures[name] = Signature(
+                {key: graph.tensor(text) for key, text in inputs.items()},
+                {key: graph.tensor(text) for key, text in outputs.items()},
+            )
+        graph._fills_tables += [graph.node(loaded.init)] if loaded.init else []
+        with graph.as_default():
+            for name, key in loaded.keys.items():
+                if name in graph and loaded.checkpoint is not None:
+                    graph.variables.append(Variable.saved(graph.tensor(name), loaded.checkpoint.read(key)))
+        return graph
 
     def as_graph_def(self) -> graph_pb2.GraphDef:
         """The GraphDef; what was loaded comes out as it went in."""
@@ -59,8 +100,8 @@ class Graph(language.Graph):
 
     @property
     def initializers(self) -> list[Node]:
-        """The nodes that give the variables their first values."""
-        return [variable.initializer for variable in self.variables]
+        """The nodes that give the variables their first values, and fill the lookup tables of a SavedModel."""
+        return [*(variable.initializer for variable in self.variables), *self._fills_tables]
 
     def gradients(
         self,
@@ -160,6 +201,27 @@ class Variable(Tensor):
         read.node._outputs = (self,)  # pyright: ignore[reportPrivateUsage]  # so that it is that very tensor
         if isinstance(graph, Graph):
             graph.variables.append(self)
+
+    @classmethod
+    def saved(cls, handle: Tensor, value: np.ndarray[Any, Any]) -> Variable:
+        """The Variable of a loaded graph behind a handle or reference, whose first value is fed to the graph."""
+        graph = handle.graph
+        kind = dtypes.as_dtype(value.dtype)
+        variable = cls.__new__(cls)
+        variable.handle = handle
+        with graph.colocate_with(handle), graph.name_scope(f"{graph.unique_name(f'{handle.node.name}/saved')}/"):
+            first = raw.Placeholder(dtype=kind, shape=value.shape, name="value")
+            if handle.dtype.kind == "r":
+                variable.initializer = raw.AssignVariableOp.run(handle, first, dtype=kind, name="assign")
+                read = raw.ReadVariableOp(handle, dtype=kind, name="read")
+            else:
+                variable.initializer = raw.Assign(handle, first, name="assign").node
+                read = raw.Identity(handle, name="read")
+        Tensor.__init__(variable, read.node, 0, read.dtype, read.shape)
+        read.node._outputs = (variable,)  # pyright: ignore[reportPrivateUsage]  # so that it is that very tensor
+        if isinstance(graph, Graph):
+            graph.initial_values[first] = value
+        return variable
 
     def assign(self, value: Any) -> Node:
         """A node that gives it a value, for `targets`."""

@@ -138,6 +138,13 @@ def _offsets(node: graph_pb2.NodeDef, given: Mapping[str, graph_pb2.AttrValue]) 
     return offsets
 
 
+def named_output(node: graph_pb2.NodeDef, index: int) -> str:
+    """An output of a function's node as the other nodes of the function name it: `node:output:index`."""
+    starts = _offsets(node, node.attr).items()
+    name, start = max((pair for pair in starts if pair[1] <= index), key=lambda pair: pair[1], default=("output", 0))
+    return f"{node.name}:{name}:{index - start}"
+
+
 def _flat_name(text: str, outputs: Mapping[str, Mapping[str, int]], function: str) -> str:
     """`node:output:index` as `node:index`; an argument and a control input as they are."""
     parts = text.split(":")

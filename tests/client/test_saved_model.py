@@ -1,0 +1,192 @@
+"""SavedModels: signatures, variables from the checkpoint, and gradients that were saved with the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gradserve.client as gs
+from gradserve.client.checkpoint import Checkpoint
+from gradserve.errors import InvalidArgument, NotFound
+from gradserve.files.v1 import saved_model_pb2
+from gradserve.graph import dtypes
+from gradserve.graph.graph import FunctionName
+from tests.client.saved import Nodes, add_function, write_checkpoint, write_model
+
+W = np.array([1.0, -2.0, 0.5], np.float32)
+B = np.array(0.25, np.float32)
+X = np.array([0.3, -0.7, 1.1], np.float32)
+FLOAT, RESOURCE = dtypes.float32, dtypes.resource
+
+
+# Checkpoints
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
+    tensors = {f"layer/{'k' * k}": np.arange(12.0).reshape(3, 4) + k for k in range(200)}
+    tensors |= {
+        "scalar": np.array(3, np.int64),
+        "empty": np.zeros((0, 2), np.float32),
+        "flags": np.array([True, False]),
+    }
+    write_checkpoint(tmp_path / "c", tensors, entries_a_block=7)
+    checkpoint = Checkpoint(tmp_path / "c")
+    assert checkpoint.entries.keys() == tensors.keys()
+    for key, value in tensors.items():
+        found = checkpoint.read(key)
+        assert found.dtype == value.dtype
+        np.testing.assert_array_equal(found, value)
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c", {"w": W})
+    with pytest.raises(NotFound, match="has no tensor 'v'"):
+        Checkpoint(tmp_path / "c").read("v")
+
+
+@pytest.mark.parametrize("size", [0, 47, 60, 100])
+def test_a_damaged_index_is_an_error(tmp_path: Path, size: int) -> None:
+    write_checkpoint(tmp_path / "c", {f"w{k}": W for k in range(9)})
+    path = tmp_path / "c.index"
+    path.write_bytes(path.read_bytes()[-size:] if size else b"")
+    with pytest.raises(InvalidArgument, match="is no index of a checkpoint, or it is damaged"):
+        Checkpoint(tmp_path / "c")
+
+
+def test_data_that_is_cut_short_is_an_error(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c", {"w": W})
+    (tmp_path / "c.data-00000-of-00001").write_bytes(W.tobytes()[:-1])
+    with pytest.raises(InvalidArgument, match="is cut short: 'w' needs 12 bytes"):
+        Checkpoint(tmp_path / "c").read("w")
+
+
+# Models
+
+
+def _of_functions(folder: Path, capture_from: str = "model") -> Path:
+    """y = w x through tf.custom_gradient with the gradient 5 w dy for x, as TensorFlow 2 saves it."""
+    meta = saved_model_pb2.MetaGraphDef()
+    meta.meta_info_def.tags.append("serve")
+    graph = meta.graph_def
+    outer = Nodes(graph.node)
+    outer.add("VarHandleOp", "w", dtype=FLOAT, shape=(3,), shared_name="w")
+    outer.add("Placeholder", "serving_x", dtype=FLOAT, shape=(3,))
+    called = {"Tin": [FLOAT, RESOURCE], "Tout": [FLOAT]}
+    outer.add("StatefulPartitionedCall", "call", "serving_x", "w", f=FunctionName("model", {}), **called)
+    outer.add("Placeholder", "filename", dtype=dtypes.string, shape=())
+    restoring = {"Tin": [dtypes.string, RESOURCE], "Tout": [dtypes.string]}
+    outer.add("StatefulPartitionedCall", "restore", "filename", "w", f=FunctionName("traced_restore", {}), **restoring)
+
+    model = add_function(graph, "model", {"x": FLOAT, "handle": RESOURCE}, {"y": "IdentityN:output:0"})
+    model.add("ReadVariableOp", "read", "handle", dtype=FLOAT)
+    model.add("Mul", "product", "x", "read:value:0", T=FLOAT)
+    custom = {"T": [FLOAT, FLOAT], "_gradient_op_type": "CustomGradient-9"}
+    model.add("IdentityN", "IdentityN", "product:z:0", "x", "^read", **custom)
+    takes = {"result_grads_0": FLOAT, "result_grads_1": FLOAT, "held": FLOAT}
+    slope = add_function(graph, "grad_fn", takes, {"dx": "scaled:z:0"})
+    slope.add("Const", "five", value=np.array(5, np.float32), dtype=FLOAT)
+    slope.add("Mul", "times", "result_grads_0", "held", T=FLOAT)
+    slope.add("Mul", "scaled", "times:z:0", "five:output:0", T=FLOAT)
+    restore = add_function(graph, "traced_restore", {"prefix": dtypes.string, "handle": RESOURCE}, {})
+    restore.text("names", "w/.ATTRIBUTES/VARIABLE_VALUE")
+    restore.text("slices", "")
+    restore.add("RestoreV2", "RestoreV2", "prefix", "names:output:0", "slices:output:0", dtypes=[FLOAT])
+    restore.add("Identity", "Identity", "RestoreV2:tensors:0", T=FLOAT)
+    restore.add("AssignVariableOp", "assign", "handle", "Identity:output:0", dtype=FLOAT)
+
+    graph.library.registered_gradients.add(gradient_func="grad_fn", registered_op_type="CustomGradient-9")
+    meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "filename:0", "restore"
+    signature = meta.signature_def["serving_default"]
+    signature.inputs["x"].name, signature.outputs["y"].name = "serving_x:0", "call:0"
+    captured = meta.object_graph_def.nodes.add().captured_tensor
+    captured.name, captured.concrete_function = "read:0", capture_from
+    traced = meta.object_graph_def.concrete_functions["grad_fn"]
+    traced.bound_inputs.append(0)
+    traced.output_signature.list_value.values.add().none_value.SetInParent()
+    traced.output_signature.list_value.values.add()
+    write_checkpoint(folder / "variables" / "variables", {"w/.ATTRIBUTES/VARIABLE_VALUE": W})
+    return write_model(folder, meta)
+
+
+def _of_references(folder: Path, slices: str = "") -> Path:
+    """y = x w + b, as TensorFlow 1 saves it."""
+    meta = saved_model_pb2.MetaGraphDef()
+    meta.meta_info_def.tags.append("serve")
+    nodes = Nodes(meta.graph_def.node)
+    nodes.add("Placeholder", "x", dtype=FLOAT, shape=(3,))
+    for name, value in (("w", W), ("b", B)):
+        nodes.add("VariableV2", name, dtype=FLOAT, shape=value.shape)
+        nodes.add("Identity", f"{name}/read", name, T=FLOAT)
+    nodes.add("Mul", "product", "x", "w/read", T=FLOAT)
+    nodes.add("AddV2", "y", "product", "b/read", T=FLOAT)
+    nodes.add("Placeholder", "save/Const", dtype=dtypes.string, shape=())
+    nodes.text("save/names", "b", "layer/w")
+    nodes.text("save/slices", "", slices)
+    nodes.add("RestoreV2", "save/RestoreV2", "save/Const", "save/names", "save/slices", dtypes=[FLOAT, FLOAT])
+    nodes.add("Assign", "save/Assign", "b", "save/RestoreV2", T=FLOAT)
+    nodes.add("Assign", "save/Assign_1", "w", "save/RestoreV2:1", T=FLOAT)
+    nodes.add("NoOp", "save/restore_all", "^save/Assign", "^save/Assign_1")
+    meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "save/Const:0", "save/restore_all"
+    signature = meta.signature_def["serving_default"]
+    signature.inputs["x"].name, signature.outputs["y"].name = "x:0", "y:0"
+    write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
+    return write_model(folder, meta)
+
+
+def test_a_model_of_functions_gives_its_values_and_the_gradients_that_were_saved_with_it(
+    client: gs.Client, tmp_path: Path
+) -> None:
+    graph = gs.Graph.from_saved_model(_of_functions(tmp_path))
+    x, y = graph.signatures["serving_default"].inputs["x"], graph.signatures["serving_default"].outputs["y"]
+    assert [variable.handle.node.name for variable in graph.variables] == ["w"]
+    assert "restore" not in graph
+    with client.session(graph) as session:
+        (value,) = session.run({x: X}, [y])
+        np.testing.assert_allclose(value, W * X)
+        (slope,) = session.compute_gradients([y], [x], {x: X})
+        assert isinstance(slope, np.ndarray)
+        np.testing.assert_allclose(slope, 5 * W)
+
+
+def test_a_model_of_references_gives_values_and_gradients(client: gs.Client, tmp_path: Path) -> None:
+    graph = gs.Graph.from_saved_model(_of_references(tmp_path))
+    x, y = graph.tensor("x"), graph.signatures["serving_default"].outputs["y"]
+    assert "save/Assign" not in graph
+    bias, weight = graph.variables
+    with client.session(graph) as session:
+        found = session.compute_gradients([y], [x, weight, bias], {x: X})
+        for slope, expected in zip(found, [W, X, 3.0], strict=True):
+            assert isinstance(slope, np.ndarray)
+            np.testing.assert_allclose(slope, expected)
+        np.testing.assert_allclose(session.run({x: X}, [y, weight])[0], X * W + B)
+
+
+def test_a_capture_from_another_function_is_an_error_that_names_the_gradient_function(tmp_path: Path) -> None:
+    graph = gs.Graph.from_saved_model(_of_functions(tmp_path, capture_from="another"))
+    signature = graph.signatures["serving_default"]
+    with pytest.raises(LookupError, match="its gradient function grad_fn does not fit it, it takes 3 arguments"):
+        graph.gradients(signature.outputs["y"], signature.inputs["x"])
+
+
+def test_a_partitioned_variable_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="The variable w is partitioned"):
+        gs.Graph.from_saved_model(_of_references(tmp_path, slices="6 0,3"))
+
+
+def test_a_meta_graph_is_chosen_by_its_tags(tmp_path: Path) -> None:
+    metas = [saved_model_pb2.MetaGraphDef() for _ in range(2)]
+    for meta, tags in zip(metas, (["serve"], ["serve", "gpu"]), strict=True):
+        meta.meta_info_def.tags.extend(tags)
+        Nodes(meta.graph_def.node).add("Placeholder", "_".join(tags), dtype=FLOAT, shape=())
+    folder = write_model(tmp_path, *metas)
+    assert "serve" in gs.Graph.from_saved_model(folder)
+    assert "serve_gpu" in gs.Graph.from_saved_model(folder, tags=["gpu", "serve"])
+    with pytest.raises(InvalidArgument, match=r"no meta graph with the tags \['train'\]: it has \['serve'\]"):
+        gs.Graph.from_saved_model(folder, tags=["train"])
+
+
+def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="Name a SavedModel's folder"):
+        gs.Graph.from_saved_model(tmp_path)
