@@ -92,3 +92,41 @@ def test_singular_bands_give_nan_for_their_matrix_alone() -> None:
     (found,) = _values(raw.TridiagonalSolve, np.stack([fine, singular]), np.ones((2, 2, 1)))
     assert found[0].tolist() == [[1.0], [0.5]]
     assert np.isnan(found[1]).all()
+
+
+def test_a_matrix_that_is_not_positive_definite_has_a_factor_of_nan() -> None:
+    (found,) = _values(raw.Cholesky, np.stack([np.eye(2), np.array([[1.0, 2.0], [2.0, 1.0]])]))
+    assert found[0].tolist() == [[1, 0], [0, 1]]
+    assert np.isnan(found[1][np.tril_indices(2)]).all()
+
+
+def test_a_zero_on_the_diagonal_of_a_triangle_is_divided_by() -> None:
+    triangle, rhs = np.array([[0.0, 0.0], [1.0, 2.0]]), np.array([[1.0, 0.0], [3.0, -4.0]])
+    np.testing.assert_array_equal(
+        _values(raw.MatrixTriangularSolve, triangle, rhs)[0], [[np.inf, np.nan], [-np.inf, np.nan]]
+    )
+    (found,) = _values(lambda a, b: raw.MatrixTriangularSolve(a, b, adjoint=True), triangle, rhs)
+    np.testing.assert_array_equal(found, [[-np.inf, np.inf], [1.5, -2.0]])
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.complex128])
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_infinities_have_no_singular_values(kind: Any, bad: float) -> None:
+    x = np.array([[[3.0, bad, 2.0], [1e-7, 1.0, -1e30]], [[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]], kind)
+    values, *_ = _values(lambda a: raw.Svd.outputs(a)[0], x)
+    assert np.isnan(values[0]).all()
+    np.testing.assert_allclose(values[1], [2, 1])
+    (solved,) = _values(lambda a: raw.MatrixSolveLs(a, raw.OnesLike(a), np.float64(0), fast=False), x[:1])
+    assert np.isnan(solved).all()
+
+
+@pytest.mark.parametrize("factor", [raw.MatrixInverse, lambda a: raw.Qr.outputs(a)[1]])
+def test_half_precision(factor: Any) -> None:
+    (found,) = _values(factor, 2 * np.eye(2, dtype=np.float16))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(np.abs(np.diag(found)), np.full(2, 0.5 if factor is raw.MatrixInverse else 2))
+
+
+def test_a_wide_matrix_has_no_more_columns_of_q_to_ask_for() -> None:
+    x = _matrix(2, 3)
+    _agrees(lambda a: _weighted_size(raw.Qr.outputs(a, full_matrices=True)[1], np.arange(1.0, 4)), x)

@@ -132,3 +132,45 @@ def test_check_numerics_names_what_it_found() -> None:
         y = raw.CheckNumerics(graph.constant(np.array([1, np.nan, np.inf], np.float32)), message="weights")
     with pytest.raises(InvalidArgument, match=r"weights : Tensor had \+Inf and NaN values"):
         run([y], [], [])
+
+
+def test_equal_neighbours_are_not_pooled() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype=np.float64, shape=(4,))
+        y, _ = raw.IsotonicRegression.outputs(x, output_dtype="float64")
+        seed = np.array([1.0, 2.0, 3.0, 5.0])
+        found = gradients([y], [x], [seed])[0]
+        assert isinstance(found, Tensor)
+        # 1, 1 stand; 0, 2 violate the order and share a mean, as 1 with them does not
+        assert run([found], [x], [np.array([3.0, 3.0, 0.0, 2.0])])[0].tolist() == [1, 2, 4, 4]
+
+
+@pytest.mark.parametrize("function", [raw.Log, raw.Sqrt])
+def test_a_complex_pole_is_nan_in_both_parts(function: Function) -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype=np.complex128, shape=())
+        found = gradients([function(x)], [x], [np.array(1 + 2j)])[0]
+        assert isinstance(found, Tensor)
+        (dx,) = run([found], [x], [np.array(0j)])
+    assert np.isnan(dx.real)
+    assert np.isnan(dx.imag)
+
+
+def test_poles_of_digamma_are_nan_where_their_sides_differ() -> None:
+    x = np.array([0.0, -1.0, -2.5, 0.5])
+    with Graph().as_default():
+        place = raw.Placeholder(dtype=np.float64, shape=(4,))
+        ys = [raw.Digamma(place), raw.Polygamma(1.0, place), raw.Polygamma(2.0, place)]
+        digamma, first, second = run(ys, [place], [x])
+    assert np.isnan(digamma).tolist() == [True, True, False, False]
+    assert np.isposinf(first).tolist() == [True, True, False, False]
+    assert np.isnan(second).tolist() == [True, True, False, False]
+
+
+def test_outside_of_their_domain_bessel_functions_keep_the_value_at_zero() -> None:
+    x = np.array([-2.0, -0.5])
+    with Graph().as_default():
+        place = raw.Placeholder(dtype=np.float64, shape=(2,))
+        ys = [raw.BesselK0(place), raw.BesselK1e(place), raw.BesselY0(place), raw.BesselY1(place), raw.Expint(place)]
+        assert [y.tolist()[0] for y in run(ys, [place], [x])][:4] == [np.inf, np.inf, -np.inf, -np.inf]
+        assert np.isnan(run(ys[4:], [place], [x])[0]).all()

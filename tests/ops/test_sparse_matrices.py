@@ -170,3 +170,10 @@ def test_matrices_of_different_shapes_are_not_added() -> None:
     empty = np.zeros((0, 2), np.int64)
     with pytest.raises(InvalidArgument, match="can't be added"):
         _ = SparseMatrix((1, 2), empty, np.zeros(0)) + SparseMatrix((2, 1), empty, np.zeros(0))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_conj_takes_a_sparse_matrix(dtype: str) -> None:
+    at, values = np.array([[0, 1], [1, 0]]), _numbers(2, dtype=dtype)
+    (found,) = _check(lambda v: [_dense(raw.Conj(_sparse(v, at, (2, 2))), dtype)], [values])
+    np.testing.assert_array_equal(found, np.conj(_spread(values, at, (2, 2))))

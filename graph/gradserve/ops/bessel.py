@@ -13,6 +13,17 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Rule, call, define, raw, same_shape
 from gradserve.ops.precision import widen
 
+_OUTSIDE = {
+    "BesselK0": math.inf,
+    "BesselK0e": math.inf,
+    "BesselK1": math.inf,
+    "BesselK1e": math.inf,
+    "BesselY0": -math.inf,
+    "BesselY1": -math.inf,
+    "Expint": math.nan,
+}
+"""What TensorFlow gives for negative numbers where the function is not real: for Bessel functions the value at 0."""
+
 
 def _row(name: str, function: str, dx: Rule, *, domain: str = "positive") -> None:
     def kernel(xp: Any, x: Any) -> Any:
@@ -22,7 +33,11 @@ def _row(name: str, function: str, dx: Rule, *, domain: str = "positive") -> Non
             return special.fresnel(widen(xp, x))[0].astype(x.dtype)
         if function == "fresnel_cos":
             return special.fresnel(widen(xp, x))[1].astype(x.dtype)
-        return getattr(special, function)(widen(xp, x)).astype(x.dtype)
+        value = getattr(special, function)(widen(xp, x))
+        outside = x < 0
+        if name in _OUTSIDE and outside.any():
+            value = xp.where(outside, _OUTSIDE[name], value)
+        return value.astype(x.dtype)
 
     define(
         f"{name}(x: T; T: floating) -> (y: T)",

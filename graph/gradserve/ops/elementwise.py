@@ -61,6 +61,11 @@ def _or_zero(xp: Any, dy: Any, value: Any) -> Any:
     return xp.where(dy == 0, xp.zeros_like(value), value)
 
 
+def _over(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """dy / x; complex numbers by 1/x, so that a pole gives NaN in both parts, as in TensorFlow."""
+    return dy * raw.Reciprocal(x) if x.dtype.is_complex else dy / x
+
+
 # fmt: off
 #           name          y                                 dx
 unary("Neg",        lambda xp, x: -x,                 lambda dy, y, x: -dy,                              types=SIGNED)
@@ -73,7 +78,7 @@ unary("Rsqrt",      lambda xp, x: 1 / xp.sqrt(x),     lambda dy, y, x: raw.Rsqrt
 
 unary("Exp",        lambda xp, x: xp.exp(x),          lambda dy, y, x: dy * y)
 unary("Expm1",      lambda xp, x: xp.expm1(x),        lambda dy, y, x: dy * raw.Exp(x))
-unary("Log",        lambda xp, x: xp.log(x),          lambda dy, y, x: dy / x,                           domain="positive")
+unary("Log",        lambda xp, x: xp.log(x),          _over,                                             domain="positive")
 unary("Log1p",      lambda xp, x: xp.log1p(x),        lambda dy, y, x: dy / (x + 1),                     domain="positive")
 unary("Sigmoid",    lambda xp, x: 1 / (1 + xp.exp(-x)), lambda dy, y, x: raw.SigmoidGrad(y, dy))
 unary("Tanh",       lambda xp, x: xp.tanh(x),         lambda dy, y, x: raw.TanhGrad(y, dy))
@@ -101,7 +106,7 @@ gradient_op("SigmoidGrad",    lambda xp, y, dy: dy * y * (1 - y),
                               lambda dz, z, y, dy: (dz * dy * (1 - y * 2), raw.SigmoidGrad(y, dz)))
 gradient_op("TanhGrad",       lambda xp, y, dy: dy * (1 - y * y),
                               lambda dz, z, y, dy: (dz * dy * y * -2, raw.TanhGrad(y, dz)))
-gradient_op("SqrtGrad",       lambda xp, y, dy: _or_zero(xp, dy, dy * number(y, 0.5) / xp.conj(y)),
+gradient_op("SqrtGrad",       lambda xp, y, dy: _or_zero(xp, dy, dy * (number(y, 0.5) / xp.conj(y))),
                               lambda dz, z, y, dy: (-conjugate(dz / y) * z, dz / y * 0.5), holomorphic=False)
 gradient_op("RsqrtGrad",      lambda xp, y, dy: _or_zero(xp, dy, dy * number(y, -0.5) * xp.conj(y * y * y)),
                               lambda dz, z, y, dy: (conjugate(dz) * dy * raw.Square(conjugate(y)) * -1.5,

@@ -290,7 +290,8 @@ def _block_gradient(*values: Tensor, node: Node, sweep: Any) -> list[Any]:
         steps = _block(Nodes(), steps_of(x) if known is None else known, x, *others, kind=_kind_of(node))
         return [y * _alive(limit, x) for y in steps] if known is None else steps
 
-    return [None, *through(formula, cotangents, inputs, sweep)]
+    found = through(formula, cotangents, inputs, sweep)
+    return [None, *(raw.ZerosLike(value) if dx is None else dx for dx, value in zip(found, inputs, strict=True))]
 
 
 def _block_backward_gradient(*values: Tensor, node: Node, sweep: Any) -> list[Any]:

@@ -78,7 +78,7 @@ def _gather_axis_gradient(
 ) -> Any:
     """Axis 0 gives IndexedSlices; elsewhere rows of equal index are added up."""
     place = static.scalar(axis)
-    if place == 0 and batch_dims == 0:
+    if place == 0:
         return sparse_gradient(dy, params, indices, _shape_beside(params)), None, None
     return dense_gather_gradient(dy, params, indices, axis, batch_dims), None, None
 
@@ -161,6 +161,7 @@ def _gather_examples(draw: Any) -> list[Example]:
     return [
         call(draw.normal(3, draw.size()), draw.integers(0, 3, *draw.shape(0, 2)), zero),
         call(draw.normal(2, 3), draw.integers(0, 3, *draw.shape(0, 2)), last),
+        call(draw.normal(3, 2), draw.integers(0, 3, 4), zero, batch_dims=-1),
         call(draw.normal(2, 3, 4), draw.integers(0, 3, 2, 2), np.int32(1), batch_dims=1),
         call(draw.normal(2, 3, 4), draw.integers(0, 4, 2, 5), np.int32(2), batch_dims=1),
     ]
@@ -413,7 +414,7 @@ define(
 
 def _partition(xp: Any, data: Any, partitions: Any, *, num_partitions: int) -> list[Any]:
     refuse_outside(partitions, num_partitions, "Partition")
-    flat = np.reshape(data, (-1, *data.shape[partitions.ndim :]))
+    flat = np.reshape(data, (partitions.size, *data.shape[partitions.ndim :]))
     return [flat[np.ravel(partitions) == k] for k in range(num_partitions)]
 
 
@@ -439,7 +440,7 @@ define(
     gradient=_partition_gradient,
     kernel=_partition,
     dynamic=True,
-    examples=lambda draw: [call(draw.normal(n := draw.size(), 2), draw.integers(0, 2, n), num_partitions=2)],
+    examples=lambda draw: [call(draw.normal(n := draw.size(), draw.size()), draw.integers(0, 2, n), num_partitions=2)],
 )
 
 

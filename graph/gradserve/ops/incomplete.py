@@ -31,13 +31,16 @@ def _incomplete(name: str) -> Any:
     def kernel(xp: Any, a: Any, x: Any) -> Any:
         outside = (a <= 0) | (x < 0)
         value = getattr(special(xp), name)(widen(xp, a), widen(xp, x))
-        return xp.where(outside, float("nan"), value).astype(x.dtype)
+        value = xp.where(outside, float("nan"), value)
+        if name == "gammainc":
+            value = xp.where(x == 0, 0.0, value)  # P(a, 0) is 0 in TensorFlow for every a
+        return value.astype(x.dtype)
 
     return kernel
 
 
 def _slope_in_a(xp: Any, a: Any, x: Any) -> Any:
-    """∂P/∂a by its series in double precision; NaN outside of a > 0, x >= 0."""
+    """∂P/∂a by its series in double precision; 0 at x = 0 for every a, NaN outside of a > 0, x >= 0."""
     from scipy.special import digamma, gammaln
 
     kind = x.dtype
@@ -49,7 +52,7 @@ def _slope_in_a(xp: Any, a: Any, x: Any) -> Any:
     for n in range(int(_terms(np.max(safe_x, initial=0.0)))):
         place = safe_a + n
         total = total + np.exp(place * log - safe_x - gammaln(place + 1)) * (log - digamma(place + 1))
-    return np.where(inside, total, np.where((a > 0) & ((x == 0) | np.isposinf(x)), 0.0, np.nan)).astype(kind)
+    return np.where(inside, total, np.where((x == 0) | ((a > 0) & np.isposinf(x)), 0.0, np.nan)).astype(kind)
 
 
 def _beta(xp: Any, a: Any, b: Any, x: Any) -> Any:

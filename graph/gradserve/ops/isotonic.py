@@ -12,12 +12,12 @@ from gradserve.graph.symbolic import part, product, shape_of
 
 
 def _pool(row: Any) -> tuple[list[float], list[int]]:
-    """Adjacent violators pooled: means of the blocks, and their sizes.   Best and Chakravarti 1990."""
+    """Adjacent violators pooled, equal neighbours left apart: means and sizes of the blocks.   Best and Chakravarti 1990."""
     means: list[float] = []
     sizes: list[int] = []
     for value in row.tolist():
         mean, size = value, 1
-        while means and means[-1] <= mean:
+        while means and means[-1] < mean:
             last, count = means.pop(), sizes.pop()
             mean, size = (last * count + mean * size) / (count + size), count + size
         means.append(mean)

@@ -11,7 +11,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import concat, part, shape_of
-from gradserve.ops.linalg import adjoint, product
+from gradserve.ops.linalg import adjoint, finite_or_zero, product
 from gradserve.ops.precision import widen
 
 
@@ -32,7 +32,9 @@ def _solve(xp: Any, a: Any, b: Any, penalty: Any, *, fast: bool) -> Any:
     rows, columns = a.shape[-2:]
     if not fast:
         cut = 10 * max(rows, columns) * float(np.finfo(wide_a.dtype).eps)
-        return xp.matmul(xp.linalg.pinv(wide_a, rcond=cut), wide_b).astype(b.dtype)
+        known, finite = finite_or_zero(xp, wide_a)
+        x = xp.matmul(xp.linalg.pinv(known, rcond=cut), wide_b)
+        return xp.where(finite, x, float("nan")).astype(b.dtype)
     shift = xp.eye(min(rows, columns), dtype=wide_a.dtype) * xp.asarray(penalty).astype(wide_a.dtype)
     if rows >= columns:
         x = xp.linalg.solve(xp.matmul(flipped, wide_a) + shift, xp.matmul(flipped, wide_b))

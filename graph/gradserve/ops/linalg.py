@@ -14,6 +14,7 @@ from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw, same_shape
 from gradserve.graph.shapes import Shape
+from gradserve.ops.precision import widen
 
 
 def product(a: Tensor, b: Tensor, *, left: bool = False, right: bool = False) -> Tensor:
@@ -36,6 +37,15 @@ def _flipped(xp: Any, x: Any) -> Any:
     return xp.conj(xp.swapaxes(x, -1, -2))
 
 
+def finite_or_zero(xp: Any, x: Any) -> tuple[Any, Any]:
+    """The matrices, zeros for one that holds an infinity or NaN, and which ones do not [..., 1, 1].
+
+    LAPACK's iterations for singular values may never end on such a matrix: its results are NaN without asking.
+    """
+    finite = xp.isfinite(x).all(axis=(-2, -1), keepdims=True)
+    return xp.where(finite, x, xp.zeros_like(x)), finite
+
+
 def _square(draw: Any, *batch: int, domain: str = "normal") -> Any:
     """A well-conditioned matrix."""
     n = draw.size(0, 3)
@@ -50,7 +60,7 @@ def _matrix_examples(draw: Any) -> list[Example]:
 
 
 def _inverse(xp: Any, x: Any, *, adjoint: bool) -> Any:
-    y = xp.linalg.inv(x)
+    y = xp.linalg.inv(widen(xp, x))
     return (_flipped(xp, y) if adjoint else y).astype(x.dtype)
 
 
@@ -140,8 +150,24 @@ def _triangle(xp: Any, a: Any, lower: bool) -> Any:
 
 
 def _triangular_solve(xp: Any, a: Any, b: Any, *, lower: bool, adjoint: bool) -> Any:
+    """x of Lx = b by LU; NumPy refuses a zero on the diagonal, where substitution gives infinities and NaN."""
     half = _triangle(xp, a, lower)
-    return xp.linalg.solve(_flipped(xp, half) if adjoint else half, b).astype(b.dtype)
+    half = _flipped(xp, half) if adjoint else half
+    try:
+        return xp.linalg.solve(half, b).astype(b.dtype)
+    except np.linalg.LinAlgError:
+        return _substitute(half, b, forward=lower != adjoint).astype(b.dtype)
+
+
+def _substitute(a: Any, b: Any, *, forward: bool) -> Any:
+    """x of a triangular system row by row, dividing by whatever stands on the diagonal."""
+    x = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), *b.shape[-2:]), b.dtype)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for i in range(a.shape[-1]) if forward else reversed(range(a.shape[-1])):
+            done = slice(0, i) if forward else slice(i + 1, None)
+            known = (a[..., i, done, None] * x[..., done, :]).sum(axis=-2)
+            x[..., i, :] = (b[..., i, :] - known) / a[..., i, i, None]
+    return x
 
 
 def _triangular_shape(a: Tensor, b: Tensor) -> Shape:
@@ -178,6 +204,22 @@ define(
 # Factors
 
 
+def _cholesky(xp: Any, x: Any) -> Any:
+    """L of the lower triangle of A; NaN for a matrix that is not positive definite, and for that matrix alone."""
+    whole = xp.tril(x) + _flipped(xp, xp.tril(x, -1))
+    try:
+        return xp.linalg.cholesky(whole).astype(x.dtype)
+    except np.linalg.LinAlgError:
+        return np.stack([_factor_or_nan(matrix) for matrix in whole.reshape(-1, *x.shape[-2:])]).reshape(x.shape)
+
+
+def _factor_or_nan(x: Any) -> Any:
+    try:
+        return np.linalg.cholesky(x).astype(x.dtype)
+    except np.linalg.LinAlgError:
+        return np.tril(np.full_like(x, np.nan))
+
+
 def _cholesky_gradient(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """S = L⁻ᴴ Φ(Lᴴ dL) L⁻¹ with Φ the lower triangle and half the diagonal; dA = (S + Sᴴ) / 2.   Murray 2016."""
     inner = raw.MatrixBandPart(product(y, dy, left=True), -1, 0)
@@ -196,7 +238,7 @@ define(
     "Cholesky(input: T; T: inexact) -> (output: T)",
     shape=same_shape,
     gradient=_cholesky_gradient,
-    kernel=lambda xp, x: xp.linalg.cholesky(xp.tril(x) + _flipped(xp, xp.tril(x, -1))).astype(x.dtype),
+    kernel=_cholesky,
     # The gradient is symmetric, though only one triangle is read: differences of single entries contradict it.
     examples=lambda draw: [
         call(_definite(draw), differences=False),

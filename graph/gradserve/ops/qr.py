@@ -11,6 +11,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.ops.linalg import adjoint, product
+from gradserve.ops.precision import widen
 
 
 def _factors_shape(x: Tensor, *, full_matrices: bool) -> list[Shape]:
@@ -22,7 +23,7 @@ def _factors_shape(x: Tensor, *, full_matrices: bool) -> list[Shape]:
 
 
 def _factors(xp: Any, x: Any, *, full_matrices: bool) -> tuple[Any, Any]:
-    q, r = xp.linalg.qr(x, mode="complete" if full_matrices else "reduced")
+    q, r = xp.linalg.qr(widen(xp, x), mode="complete" if full_matrices else "reduced")
     return q.astype(x.dtype), r.astype(x.dtype)
 
 
@@ -51,7 +52,7 @@ def _deep_gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor) -> Tensor:
 def _gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor, x: Tensor, *, full_matrices: bool) -> Tensor:
     """A wide matrix is [X Y] with X square: X = Q U and Y = Q V for R = [U V]."""
     rows, columns = (None, None) if x.shape is None else x.shape[-2:]
-    if full_matrices and (rows is None or rows != columns):
+    if full_matrices and (rows is None or columns is None or rows > columns):
         raise NoGradient(f"The gradient of Qr needs full_matrices=False; {x.name} is {x.shape}.", tensor=x.name)
     if rows is None or columns is None or rows >= columns:
         return _deep_gradient(dq, dr, q, r)

@@ -320,11 +320,11 @@ def _cumprod_gradient(
     """dx_i = Σ_k dy_k ∂y_k/∂x_i.
 
     Up to length 256 each ∂y_k/∂x_i is the same scan with x_i replaced by 1: exact, also where x has zeros. Beyond,
-    it is y_k / x_i as in TensorFlow, which is NaN at zeros.
+    it is y_k / x_i as in TensorFlow, and 0 at zeros.
     """
     known = static.scalar(axis)
     if known is None or x.shape is None or (length := x.shape[known]) is None or length > _LONGEST_EXACT:
-        return raw.Cumsum(y * dy, axis, exclusive=exclusive, reverse=not reverse) / x, None
+        return raw.DivNoNan(raw.Cumsum(y * dy, axis, exclusive=exclusive, reverse=not reverse), x), None
     place = shapes.normalise_axis(known, len(x.shape))
     kind = x.dtype.numpy
     eye = np.eye(length, dtype=kind)

@@ -105,7 +105,8 @@ def _rows(dy: Tensor, ids: Tensor) -> Tensor:
 
 def _mean_gradient(dy: Tensor, y: Tensor, data: Tensor, ids: Tensor) -> Any:
     ones = raw.Fill(_column(data, ids), np.ones((), dy.dtype.numpy))
-    return _rows(dy / raw.Maximum(raw.SegmentSum(ones, ids), 1), ids), None
+    sizes = raw.SegmentSum(ones, ids)
+    return _rows(dy / raw.SelectV2(raw.Equal(sizes, raw.ZerosLike(sizes)), raw.OnesLike(sizes), sizes), ids), None
 
 
 def _column(data: Tensor, ids: Tensor) -> Any:
@@ -151,6 +152,11 @@ def _sorted_example(draw: Any) -> Any:
     return [call(draw.distinct(count, draw.size(0, 2)), ids)]
 
 
+def _sum_example(draw: Any) -> Any:
+    ids = np.array([0, 0, 2], np.int32)
+    return [*_sorted_example(draw), call(draw.complex(3, draw.size(0, 2)), ids)]
+
+
 for _name, _kernel, _gradient, _types in (
     ("SegmentSum", _sorted_kernel("add"), lambda dy, y, data, ids: (_rows(dy, ids), None), "number"),
     ("SegmentProd", _sorted_kernel("multiply"), _sorted_prod_gradient, "number"),
@@ -165,7 +171,7 @@ for _name, _kernel, _gradient, _types in (
         kernel=_kernel,
         host=("segment_ids",),
         holomorphic=_name == "SegmentProd",
-        examples=_sorted_example,
+        examples=_sorted_example if _types == "real" else _sum_example,
     )
 
 

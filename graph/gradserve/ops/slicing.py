@@ -12,6 +12,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import shape_of
+from gradserve.graph.unbroadcast import unbroadcast
 
 _MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
 MASK_ATTRS = ", ".join(f"{mask}: int = 0" for mask in _MASKS)
@@ -191,7 +192,7 @@ def _update_gradient(
 ) -> Any:
     masks = _masks(node)
     dx = raw.TensorStridedSliceUpdate(dy, begin, end, strides, raw.ZerosLike(value), **masks)
-    return dx, None, None, None, raw.StridedSlice(dy, begin, end, strides, **masks)
+    return dx, None, None, None, unbroadcast(raw.StridedSlice(dy, begin, end, strides, **masks), value)
 
 
 define(
@@ -201,7 +202,10 @@ define(
     gradient=_update_gradient,
     kernel=_update,
     host=("begin", "end", "strides"),
-    examples=lambda draw: [call(draw.normal(3, 4), *_placed(draw))],
+    examples=lambda draw: [
+        call(draw.normal(3, 4), *(placed := _placed(draw))),
+        call(draw.normal(3, 4), *placed[:3], draw.normal(1, 2)),
+    ],
 )
 
 

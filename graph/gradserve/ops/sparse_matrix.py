@@ -56,6 +56,10 @@ class SparseMatrix(Variant):
         """The same entries with other values."""
         return SparseMatrix(self.sizes, self.indices, values)
 
+    def conjugate(self) -> SparseMatrix:
+        """The conjugate of each entry: NumPy asks an array of objects for it, as Conj does."""
+        return self.with_values(np.conj(self.values))
+
     def transposed(self, conjugated: bool) -> SparseMatrix:
         """Rows and columns swapped."""
         order = [*range(len(self.sizes) - 2), -1, -2]

@@ -63,7 +63,18 @@ def _digamma_gradient(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return dy * raw.Polygamma(1, x)
 
 
-_special("Digamma", "digamma", _digamma_gradient, domain="positive")
+def _is_pole(xp: Any, x: Any) -> Any:
+    """Whether Γ has a pole at x: zero and the negative integers."""
+    return (x <= 0) & (x == xp.floor(x))
+
+
+def _digamma(xp: Any, x: Any) -> Any:
+    """ψ(x), and NaN at its poles, which have a different sign on either side."""
+    wide = widen(xp, x)
+    return xp.where(_is_pole(xp, wide), float("nan"), special(xp).digamma(wide)).astype(x.dtype)
+
+
+unary("Digamma", _digamma, _digamma_gradient, types="floating", domain="positive")
 
 
 def _zeta(xp: Any, x: Any, q: Any) -> Any:
@@ -71,12 +82,16 @@ def _zeta(xp: Any, x: Any, q: Any) -> Any:
 
 
 def _polygamma(xp: Any, a: Any, x: Any) -> Any:
-    """The a-th derivative of digamma: (-1)^(a+1) a! ζ(a+1, x); NaN where a is no natural number."""
+    """The a-th derivative of digamma: (-1)^(a+1) a! ζ(a+1, x); NaN where a is no natural number.
+
+    So it is too at poles of odd order, where the sign differs on either side: those of even a.
+    """
     functions = special(xp)
     sign = xp.where(a % 2 == 0, -xp.ones_like(a), xp.ones_like(a))
     higher = sign * xp.exp(functions.gammaln(a + 1)) * functions.zeta(a + 1, x)
     value = xp.where(a == 0, functions.digamma(x), higher)
-    return xp.where((a >= 0) & (a == xp.floor(a)), value, float("nan")).astype(x.dtype)
+    torn = (a % 2 == 0) & _is_pole(xp, x)
+    return xp.where((a >= 0) & (a == xp.floor(a)) & ~torn, value, float("nan")).astype(x.dtype)
 
 
 def _zeta_gradient(dz: Tensor, z: Tensor, x: Tensor, q: Tensor) -> tuple[None, Tensor]:

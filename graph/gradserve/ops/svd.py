@@ -10,7 +10,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import part, shape_of
-from gradserve.ops.linalg import adjoint, product
+from gradserve.ops.linalg import adjoint, finite_or_zero, product
 from gradserve.ops.precision import widen
 
 
@@ -27,12 +27,17 @@ def _factors_shape(x: Tensor, *, compute_uv: bool, full_matrices: bool) -> list[
 
 
 def _factors(xp: Any, x: Any, *, compute_uv: bool, full_matrices: bool) -> tuple[Any, Any, Any]:
-    wide = widen(xp, x)
+    """s, U and V; NaN for a matrix that holds an infinity or NaN."""
+    wide, finite = finite_or_zero(xp, widen(xp, x))
+
+    def said(factor: Any, known: Any) -> Any:
+        return xp.where(known, factor, float("nan")).astype(x.dtype)
+
     if not compute_uv:
         s = xp.linalg.svd(wide, compute_uv=False)
-        return s.astype(x.dtype), xp.zeros((0,), x.dtype), xp.zeros((0,), x.dtype)
+        return said(s, finite[..., 0]), xp.zeros((0,), x.dtype), xp.zeros((0,), x.dtype)
     u, s, vh = xp.linalg.svd(wide, full_matrices=full_matrices)
-    return s.astype(x.dtype), u.astype(x.dtype), xp.conj(xp.swapaxes(vh, -1, -2)).astype(x.dtype)
+    return said(s, finite[..., 0]), said(u, finite), said(xp.conj(xp.swapaxes(vh, -1, -2)), finite)
 
 
 def _split_columns(x: Tensor, count: Tensor | Any) -> tuple[Tensor, Tensor]:
