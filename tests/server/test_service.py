@@ -174,6 +174,20 @@ def test_a_feed_of_the_wrong_dtype_is_refused(remote: Remote) -> None:
         remote.call(remote.gradients.ComputeGradients, compute(remote, inline(product()), X.astype(np.float64)))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "what"), [("variant", "feed the tensors that it is made of"), ("resource", "session")]
+)
+def test_what_is_no_array_is_neither_fed_nor_fetched(remote: Remote, dtype: str, what: str) -> None:
+    node = graph_pb2.NodeDef(name="held", op="Placeholder")
+    node.attr["dtype"].type = tensor_pb2.DataType.Value(f"DT_{dtype.upper()}")  # pyright: ignore[reportAttributeAccessIssue]
+    request = wire.RunRequest(source=inline(graph_pb2.GraphDef(node=[node]).SerializeToString()), fetches=["held:0"])
+    with pytest.raises(InvalidType, match=f"held:0 is a {dtype}, which is no array and can't be fetched: fetch "):
+        remote.call(remote.gradients.Run, request)
+    request.feeds.add(name="held:0", value=remote.value(X, "held"))
+    with pytest.raises(InvalidType, match=f"held:0 is a {dtype}, which is no array and can't be fed: .*{what}"):
+        remote.call(remote.gradients.Run, request)
+
+
 def test_a_tensor_fed_twice_is_refused(remote: Remote) -> None:
     request = compute(remote, inline(product()), X)
     request.feeds.add(name="x:0", value=remote.value(X, "x"))

@@ -21,6 +21,7 @@ from gradserve.errors import InvalidArgument, InvalidType, NotFound
 from gradserve.graph import codec, dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, to_array
+from gradserve.graph.variants import cannot_feed
 from gradserve.v1 import gradient_service_pb2 as wire
 from gradserve.v1 import tensor_service_pb2
 
@@ -126,6 +127,8 @@ class Writer:
         for key, value in (feeds or {}).items():
             name = tensor_name(key, "A key of feeds")
             dtype = dtype_of(graph, key)
+            if dtype is not None and dtype.base.kind in "rv":
+                raise cannot_feed(name, dtype.base)
             shared = yield from self._shared(value, dtype)
             named.append(wire.NamedTensor(name=name, value=shared or (yield from self.value(value, dtype))))
         return named

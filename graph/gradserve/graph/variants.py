@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument
+from gradserve.errors import InvalidArgument, InvalidType
 from gradserve.graph.dtypes import DType
 from gradserve.graph.shapes import Shape, is_static, merge
 
@@ -127,6 +127,26 @@ class Components(Variant):
         if self.values is None or other.values is None:
             return other if self.values is None else self
         return Components(tuple(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+
+def cannot_feed(name: str, dtype: DType) -> InvalidType:
+    """The error of a feed of a dtype that is no array: a variant or a resource."""
+    if dtype.kind == "r":
+        what = "give the variable behind it a value in a session, or feed the tensor that reads it"
+    else:
+        what = "feed the tensors that it is made of, and let the graph put them together (TensorListFromTensor, say)"
+    return InvalidType(f"{name} is a {dtype}, which is no array and can't be fed: {what}.", tensor=name, dtype=dtype)
+
+
+def cannot_fetch(name: str, dtype: DType) -> InvalidType:
+    """The error of a fetch of a dtype that is no array: a variant or a resource."""
+    if dtype.kind == "r":
+        what = "fetch what ReadVariableOp reads of it"
+    else:
+        what = "fetch tensors that are read from it (TensorListStack, TensorListLength, say)"
+    return InvalidType(
+        f"{name} is a {dtype}, which is no array and can't be fetched: {what}.", tensor=name, dtype=dtype
+    )
 
 
 def zeros_like(value: Any) -> Any:

@@ -12,6 +12,7 @@ from gradserve.errors import InvalidArgument, InvalidShape, InvalidType
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.inline import inline, target_of
 from gradserve.graph.shapes import Shape, StaticShape, compatible
+from gradserve.graph.variants import cannot_feed, cannot_fetch
 from gradserve.server.cost import Costs, Hardware, Sizes
 from gradserve.server.flow import Flow
 from gradserve.server.order import with_early_sums
@@ -90,7 +91,7 @@ def draft(
     wanted = [graph.tensor(name) for name in fetches]
     for tensor in wanted:
         if tensor.dtype.kind in "rv" and not tensor.dtype.is_reference:
-            raise InvalidType(f"{tensor.name} is a {tensor.dtype}: only its value can be fetched.", tensor=tensor.name)
+            raise cannot_fetch(tensor.name, tensor.dtype)
     inlined = inline(graph, [*(tensor.node for tensor in (*fed, *wanted)), *run])
     if inlined is not None:
         graph = inlined.graph
@@ -148,6 +149,8 @@ def _pays(pieces: Sequence[Piece], hardware: Hardware, costs: Costs) -> bool:
 
 def _fed_tensor(graph: Graph, feed: Feed) -> Tensor:
     tensor = graph.tensor(feed.name)
+    if tensor.dtype.base.kind in "rv":
+        raise cannot_feed(tensor.name, tensor.dtype.base)
     if tensor.dtype.base.numpy != feed.dtype:
         raise InvalidType(
             f"{tensor.name} is {tensor.dtype.base}, but is fed {feed.dtype}.",

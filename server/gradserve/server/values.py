@@ -19,6 +19,7 @@ import numpy as np
 from gradserve.errors import InvalidArgument, NotFound
 from gradserve.graph import codec, dtypes
 from gradserve.graph.dtypes import DType
+from gradserve.graph.variants import cannot_feed
 from gradserve.server.tensor_store import CHUNK_BYTES, TensorStore
 from gradserve.v1 import gradient_service_pb2 as wire
 
@@ -49,12 +50,15 @@ def decode(value: wire.TensorValue, store: TensorStore, what: str) -> Array:
 
 
 def decode_feeds(feeds: Iterable[wire.NamedTensor], store: TensorStore) -> dict[str, Array]:
-    """Arrays by tensor name. Raises InvalidArgument for a name that is fed twice."""
+    """Arrays by tensor name. Raises InvalidArgument for a name fed twice, InvalidType for what is no array."""
     arrays: dict[str, Array] = {}
     for feed in feeds:
         name = feed.name if ":" in feed.name else f"{feed.name}:0"
         if name in arrays:
             raise InvalidArgument(f"{name} is fed twice: drop one.", tensor=name)
+        kind = dtypes.from_number(feed.value.tensor.dtype) if feed.value.HasField("tensor") else None
+        if kind is not None and kind.base.kind in "rv":
+            raise cannot_feed(name, kind)
         arrays[name] = decode(feed.value, store, name)
     return arrays
 
