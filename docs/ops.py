@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gradserve.autodiff  # some ops are made of gradients
 import gradserve.ops  # noqa: F401
 from gradserve.graph import op
 from gradserve.graph.op import NoRule, Op

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from gradserve.autodiff.aggregate import Cotangent
 from gradserve.errors import NoGradient
 from gradserve.graph import dtypes
-from gradserve.graph.functions import stateful_function
 from gradserve.graph.graph import FunctionName, Node, Tensor
 from gradserve.graph.inline import CALLS
+from gradserve.graph.old_calls import stateful
 from gradserve.graph.op import raw
 
 CAPTURES = "_gradserve_captures"
@@ -64,7 +64,7 @@ def apply_custom(custom: Custom, node: Node, cotangents: Sequence[Tensor | None]
             why += ": which tensors it captured stands in the SavedModel only, so load that (Graph.from_saved_model)"
         raise _unfit(custom, node, why)
     kinds = [dtypes.from_number(argument.type) for argument in definition.signature.output_arg]
-    called = raw.StatefulPartitionedCall if stateful_function(node.graph.library, custom.name) else raw.PartitionedCall
+    called = raw.StatefulPartitionedCall if stateful(node.graph.library, custom.name) else raw.PartitionedCall
     found = called.outputs(arguments, Tout=kinds, f=FunctionName(custom.name, {}))
     given = node.attrs.get(GIVEN) or range(inputs - len(found), inputs)
     if len(given) != len(found) or min(given, default=0) < 0:

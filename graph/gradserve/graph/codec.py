@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import ml_dtypes
@@ -19,6 +20,7 @@ from gradserve.graph import collector, dtypes, op
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
 from gradserve.graph.library import Library
+from gradserve.graph.old_calls import new_calls
 from gradserve.graph.raising import is_back_edge, needs_raising, raise_control_flow
 from gradserve.graph.shapes import Shape, num_elements
 from gradserve.graph.signature import REQUIRED
@@ -294,8 +296,14 @@ def graph_from_message(
         sources[source.name] = source
     with collector.paused():
         ordered = _in_order(sources)
+        calls = new_calls(ordered, graph.library)
+        if calls:
+            ordered = [calls.get(source.name, source) for source in ordered]
         if needs_raising(ordered):
             ordered = _raised(graph, ordered)
+        if calls:
+            left = calls.keys() - graph.raised.inside.keys()
+            graph.raised = replace(graph.raised, replaced=graph.raised.replaced | left)
         for source in ordered:
             node = _node_from_message(graph, source)
             node.source = source if source is sources.get(source.name) else None

@@ -75,7 +75,7 @@ def read_body(library: Library, called: FunctionName, specs: Sequence[Spec]) -> 
     for position, (argument, spec) in enumerate(zip(arguments, specs, strict=True)):
         _add_argument(message, argument, definition.arg_attr.get(position), spec)
     given = {key: codec.attr_to_message(codec.kind_of(value), value) for key, value in called.attrs.items()}
-    outputs = {node.name: _offsets(node, given) for node in definition.node_def}
+    outputs = {node.name: _offsets(node, given, library) for node in definition.node_def}
     for node in definition.node_def:
         copy = message.node.add()
         copy.CopyFrom(node)
@@ -122,9 +122,14 @@ def _add_argument(message: graph_pb2.GraphDef, argument: graph_pb2.OpDef.ArgDef,
                 node.attr[key].CopyFrom(attrs.attr[key])
 
 
-def _offsets(node: graph_pb2.NodeDef, given: Mapping[str, graph_pb2.AttrValue]) -> dict[str, int]:
+def _offsets(
+    node: graph_pb2.NodeDef, given: Mapping[str, graph_pb2.AttrValue], library: Library | None = None
+) -> dict[str, int]:
     """Where each named output of a node starts among all of them."""
     definition = op.find(node.op)
+    called = library.find(node.op) if definition is None and library is not None else None
+    if called is not None:
+        return {argument.name: position for position, argument in enumerate(called.signature.output_arg)}
     offsets: dict[str, int] = {}
     total = 0
     for argument in () if definition is None else definition.signature.outputs:
@@ -271,12 +276,6 @@ def argument(spec: Spec, name: str) -> Tensor:
     dtype, shape = spec.held
     held = {} if dtype is None else {"_handle_dtypes": [dtype], "_handle_shapes": [shape]}
     return op.raw.Placeholder(dtype=spec.dtype, shape=spec.shape, name=name, **held)
-
-
-def stateful_function(library: Library, name: str) -> bool:
-    """Whether a function, or one that it calls, reads or changes state."""
-    found = (op.find(node.op) for definition in library.needed([name]) for node in definition.node_def)
-    return any(definition is None or definition.stateful for definition in found)
 
 
 def new_body(graph: Graph) -> Graph:

@@ -27,17 +27,18 @@ def body_of(graph: Graph, called: FunctionName, specs: Sequence[Spec]) -> Functi
 
     Raises NotFound and InvalidGraph as `read_body` does.
     """
-    return _kept(graph, called, specs, "inlined", lambda: _inlined(_read(graph, called, specs)))
+    return kept(graph, called, specs, "inlined", lambda: _inlined(_read(graph, called, specs)))
 
 
 def _read(graph: Graph, called: FunctionName, specs: Sequence[Spec]) -> Function:
     """The body as it was written."""
-    return _kept(graph, called, specs, "written", lambda: functions.read_body(graph.library, called, specs))
+    return kept(graph, called, specs, "written", lambda: functions.read_body(graph.library, called, specs))
 
 
-def _kept(
+def kept(
     graph: Graph, called: FunctionName, specs: Sequence[Spec], kind: str, make: Callable[[], Function]
 ) -> Function:  # fmt: skip
+    """A body of the library, made once for what is known of its arguments; `kind` tells what was made of it."""
     bodies = graph.library.bodies
     key = kind, called.name, repr(sorted(called.attrs.items())), tuple(specs)
     found = bodies.get(key)
@@ -127,10 +128,9 @@ def _is_expanded(node: Node) -> bool:
     name = node.attrs["f"].name
     inside = node.graph.library.needed([name])
     return not any(
-        value.HasField("func") and value.func.name == name
+        inner.op == name or any(value.HasField("func") and value.func.name == name for value in inner.attr.values())
         for definition in inside
         for inner in definition.node_def
-        for value in inner.attr.values()
     )
 
 

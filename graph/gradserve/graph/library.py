@@ -67,6 +67,7 @@ class Library:
                 continue
             found[name] = definition
             for node in definition.node_def:
+                stack.append(node.op)  # graphs of TensorFlow 1 call functions so
                 for value in node.attr.values():
                     if value.HasField("func"):
                         stack.append(value.func.name)

@@ -38,11 +38,12 @@ def _gradient(
         [*args, *(dys[k] for k in seeded)], Tout=[tensor.dtype.base for tensor in results], f=called,
         **{FORWARD: node.name},
     )  # fmt: skip
-    entries = dict(zip(wanted, _entries(back.found, iter(found)), strict=True))
+    entries = dict(zip(wanted, entries_of(back.found, iter(found)), strict=True))
     return [[entries.get(k) for k in range(len(args))]]
 
 
-def _entries(found: Sequence[Any], results: Iterator[Tensor]) -> list[Any]:
+def entries_of(found: Sequence[Any], results: Iterator[Tensor]) -> list[Any]:
+    """The gradients that a call returned in parts, in the form in which the body found them."""
     entries: list[Any] = []
     for dx in found:
         taken = [] if dx is None else [next(results) for _ in parts(dx)]

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import gradserve.autodiff  # some ops of the catalogue are made of gradients
 import gradserve.ops  # the catalogue  # noqa: F401
 from gradserve.errors import ComputationFailed, GradserveError, LimitExceeded, Unsupported
 from gradserve.graph import codec

@@ -110,6 +110,7 @@ def _pack(segment: Segment, values: Sequence[Any], state: State) -> bytes:
 
 def _main(path: str) -> None:
     """The child: runs the packed segment once, which compiles it into the disk cache."""
+    import gradserve.autodiff
     import gradserve.ops  # noqa: F401
     from gradserve.workers.engines import xla
 
