@@ -6,7 +6,8 @@ Before the semicolon stand the inputs, after it the attrs, behind the arrow the 
 An input or output is `T` (one tensor whose dtype is the attr T), `int32` (a fixed dtype), `N * T` (a list of N
 tensors of one dtype), `Tin` where `Tin: list(type)` (a list of any dtypes), or `ref(T)` (a TF1 reference).
 An attr is `T: number` (a type out of a named set or `float32|float64`), `int`, `float`, `bool`, `string`, `shape`,
-`tensor`, `func`, or `list(...)` of one, with an optional default.
+`tensor`, `func`, or `list(...)` of one, with an optional default (that of a tensor is its dtype and its entries:
+`tensor = uint8 [255, 0]`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import ast
 import re
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from gradserve.graph import dtypes
 from gradserve.graph.dtypes import DType
@@ -163,6 +166,9 @@ def _default(kind: str, text: str) -> Any:
         return [dtypes.as_dtype(part) for part in _split(text.strip("[]"))]
     if kind == "shape" and text == "unknown":
         return None
+    if kind == "tensor":
+        dtype, _, values = text.partition(" ")
+        return np.array(ast.literal_eval(values), dtypes.as_dtype(dtype).numpy)
     if text in ("true", "false"):
         return text == "true"
     value = ast.literal_eval(text)

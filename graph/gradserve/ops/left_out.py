@@ -18,7 +18,6 @@ _MESH = "it spreads a tensor over a DTensor mesh: placement does that here"
 _DEBUGGER = "it belongs to TensorFlow's debugger: find_nonfinite names the first op that went wrong"
 _PROTOCOL_BUFFERS = "it needs the descriptors of protocol buffers that are not part of the graph"
 _SDCA = "it is a training algorithm with state of its own for linear models: use the optimisers of a session"
-_SUMMARIES = "it makes a record for TensorBoard: fetch the tensor and write the summary beside the client"
 _NO_OP = "TensorFlow registers the name, but has no such op"
 
 REASONS: dict[str, str] = {
@@ -47,11 +46,6 @@ REASONS: dict[str, str] = {
         (_DEBUGGER, "DebugGradientRefIdentity"),
         (_PROTOCOL_BUFFERS, "DecodeProtoV2 EncodeProto"),
         (_SDCA, "SdcaFprint SdcaOptimizer SdcaOptimizerV2 SdcaShrinkL1"),
-        (
-            _SUMMARIES,
-            "AudioSummary AudioSummaryV2 HistogramSummary ImageSummary MergeSummary ScalarSummary TensorSummary"
-            " TensorSummaryV2",
-        ),
         (_NO_OP, "ScatterNdDiv ScatterNdMul StatelessRandomShuffle"),
         ("its value is a constant of TensorFlow's eager mode, in which there is no graph", "_EagerConst"),
         (
