@@ -145,6 +145,10 @@ class Cluster:
         """Whether a container's health check passes."""
         return run("docker", "inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
 
+    def starts(self, container: str) -> int:
+        """How often a container was started again by itself."""
+        return int(run("docker", "inspect", "--format", "{{.RestartCount}}", container))
+
     def all_ready(self) -> bool:
         """Whether every worker of the fleet is ready."""
         return all(worker["state"] == "ready" for worker in self.status()["workers"])

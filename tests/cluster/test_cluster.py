@@ -139,6 +139,21 @@ def test_a_coordinator_that_is_stopped_and_started_goes_on(settled: Cluster, und
     assert trained_through(settled, restart) == undisturbed
 
 
+def test_a_lost_head_is_started_again_and_with_it_all_others(settled: Cluster, undisturbed: list[str]) -> None:
+    """Ray's nodes end when they find that the head is another one, which takes them most of a minute."""
+    head, coordinator = settled.container("head"), settled.container("coordinator")
+    before = settled.starts(coordinator)
+
+    def lose() -> None:
+        run("docker", "kill", "--signal", "KILL", head)
+        run("docker", "start", head)
+
+    assert trained_through(settled, lose) == undisturbed
+    settled.wait_until(lambda: settled.starts(coordinator) > before, "the coordinator started again")
+    assert "Ray node has ended" in settled.logs()
+    settled.wait_until(lambda: settled.healthy(coordinator), "the coordinator healthy again")
+
+
 def test_after_all_this_the_cluster_is_whole(settled: Cluster, undisturbed: list[str]) -> None:
     assert settled.train(STEPS).finish() == undisturbed
     states = [worker["state"] for worker in settled.status()["workers"]]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -145,7 +150,35 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "ray", None)
 
     async def scenario() -> None:
+        fleet = RayFleet(RayOptions())
         with pytest.raises(Unsupported, match=r"gradserve\[ray\]"):
-            await RayFleet(RayOptions()).start(Recorder())
+            await fleet.start(Recorder())
+        await fleet.stop(0)
 
     asyncio.run(scenario())
+
+
+def test_a_server_whose_ray_node_ends_says_so_and_ends() -> None:
+    command = [sys.executable, "-m", "gradserve.server", "serve", "--fleet", "ray", "--workers", "1", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--engine", "numpy", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        try:
+            assert server.stdout is not None
+            assert "address" in server.stdout.readline()
+            os.kill(child(server.pid, "raylet"), signal.SIGKILL)
+            _, said = server.communicate(timeout=60)
+        finally:
+            server.kill()
+    assert server.returncode == 3, said
+    assert "Ray node has ended" in said
+
+
+def child(parent: int, name: str) -> int:
+    """The process of a name that another one has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has just ended
+            pid, _, rest = stat.read_text().partition(" ")
+            if rest.startswith(f"({name})") and int(rest.rpartition(")")[2].split()[1]) == parent:
+                return int(pid)
+    raise AssertionError(f"process {parent} has no child {name}")

@@ -161,6 +161,9 @@ async def serve(options: ServerOptions, ready: Callable[[str], None], follow_std
     """Runs a server until SIGTERM or SIGINT, or until standard input ends where it is followed.
 
     `ready` is called with the address once requests are answered.
+
+    Raises:
+        Unavailable: the workers are gone for good, and with them the server. What starts it again finds its data.
     """
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
@@ -171,8 +174,11 @@ async def serve(options: ServerOptions, ready: Callable[[str], None], follow_std
     address = await server.start()
     _end_by_signal(loop, ended)  # again: a Ray that starts in this process takes the handlers
     ready(address)
-    await ended.wait()
+    severed = asyncio.ensure_future(server.runtime.severed())
+    await asyncio.wait([severed, asyncio.ensure_future(ended.wait())], return_when=asyncio.FIRST_COMPLETED)
     await server.stop()
+    if severed.done():
+        raise severed.result()
 
 
 def _end_by_signal(loop: asyncio.AbstractEventLoop, ended: asyncio.Event) -> None:

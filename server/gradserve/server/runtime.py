@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 import gradserve.ops  # the catalogue must be full before the first graph arrives  # noqa: F401
-from gradserve.errors import InvalidArgument, Unsupported
+from gradserve.errors import GradserveError, InvalidArgument, Unsupported
 from gradserve.graph import collector
 from gradserve.graph.graph import Graph
 from gradserve.graph.shapes import StaticShape
@@ -124,6 +124,10 @@ class Runtime:
         await self._dispatcher.drain(grace_seconds)
         await self._fleet.stop(grace_seconds)
         self._planner.shutdown(wait=False, cancel_futures=True)
+
+    async def severed(self) -> GradserveError:
+        """Returns, with the reason, when the workers are gone for good: this process can only end."""
+        return await self._fleet.severed()
 
     def variables(self) -> Variables:
         """An empty set of variables for a session. close() it when the session ends."""

@@ -209,7 +209,10 @@ class Sessions:
         """Saves what durable sessions have not saved yet, before the server ends."""
         for session in list(self._open.values()):
             if session.checkpoint_steps and session.unsaved:
-                await self.keep(session)
+                try:
+                    await self.keep(session)
+                except GradserveError as error:  # its variables were lost with the fleet; the others may be here
+                    log.error("%s goes back to its last checkpoint: %s", session.name, error.message)
 
     async def _keep(self, session: Session) -> None:
         """Must be carried through once begun: two of them at a time would race for the file."""

@@ -18,6 +18,7 @@ those before it have run.
 from __future__ import annotations
 
 import abc
+import asyncio
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -227,6 +228,10 @@ class Fleet(abc.ABC):
     @abc.abstractmethod
     def workers(self) -> list[WorkerInfo]:
         """Who there is, and how they are."""
+
+    async def severed(self) -> GradserveError:
+        """Returns, with the reason, when no worker will ever answer again. Processes can always be replaced."""
+        return await asyncio.get_running_loop().create_future()
 
     def speeds(self) -> tuple[Speed, ...]:
         """How fast each worker is, as it was measured when it started; of ordinary speed where nothing was."""

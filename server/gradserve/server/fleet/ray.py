@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 _BEATS = 5  # a worker is asked this often within the stall timeout whether it lives
 _CONNECT_SECONDS = 5.0
+_NODE_SECONDS = 1.0  # between two looks at this machine's node
 # A lost tensor may be the first that is heard of a lost worker: the news of that is given time to come.
 _NEWS_SECONDS = 2.0
 _RETRY_SECONDS = 0.05
@@ -160,6 +161,10 @@ class RayFleet(Fleet):
         self._closing = False
         self._owns_ray = False
         self._changed = asyncio.Event()
+        self._ray: Any = None
+        self._fetcher = ThreadPoolExecutor(4, thread_name_prefix="fetch")
+        self._severed = asyncio.Event()
+        self._why_severed: GradserveError | None = None
         self.present = tuple(range(options.workers))
 
     async def start(self, listener: Listener) -> None:
@@ -174,7 +179,6 @@ class RayFleet(Fleet):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._ray = import_ray(self._options)
-        self._fetcher = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         await asyncio.to_thread(self._connect)
         try:
             self._here = self._ray.get_runtime_context().get_node_id()
@@ -185,8 +189,14 @@ class RayFleet(Fleet):
         except BaseException:
             await self.stop(0)
             raise
+        self._keep(self._loop.create_task(self._guard()))
         if self._options.stall_timeout_seconds:
             self._keep(self._loop.create_task(self._watch()))
+
+    async def severed(self) -> GradserveError:
+        await self._severed.wait()
+        assert self._why_severed is not None
+        return self._why_severed
 
     async def stop(self, grace_seconds: float) -> None:
         self._closing = True
@@ -196,7 +206,8 @@ class RayFleet(Fleet):
         for value in list(self._values):
             value.reference = value.array = None
         self._values.clear()
-        await asyncio.to_thread(self._disconnect)
+        if self._ray is not None and not self._severed.is_set():  # calls to a cluster that is gone end the process
+            await asyncio.to_thread(self._disconnect)
         self._fetcher.shutdown(wait=False)
 
     def workers(self) -> list[WorkerInfo]:
@@ -581,6 +592,40 @@ class RayFleet(Fleet):
         for value in list(self._values):
             if value.maker == worker and value.array is not None:
                 value.reference, value.maker = self._ray.put(value.array), _HERE
+
+    async def _guard(self) -> None:
+        """Tells when this machine's node has ended: the nodes do when their head is lost, also where it comes back.
+
+        Ray itself is not asked: its calls end the process when the head that answers is not the one they knew.
+        """
+        node = next(node for node in self._ray.nodes() if node["NodeID"] == self._here)
+        host, port = node["NodeManagerAddress"], node["NodeManagerPort"]
+        while True:
+            await asyncio.sleep(_NODE_SECONDS)
+            try:
+                async with asyncio.timeout(_CONNECT_SECONDS):
+                    _, writer = await asyncio.open_connection(host, port)
+                writer.close()
+            except TimeoutError:
+                continue  # it is slow, not gone
+            except OSError as raised:
+                self._sever(raised.strerror or str(raised))
+                return
+
+    def _sever(self, why: str) -> None:
+        """The fleet has left its cluster for ever."""
+        error = Unavailable(
+            f"This machine's Ray node has ended ({why}), as nodes do when the head of their cluster is lost: the "
+            "coordinator must be started again.",
+            address=self._options.address,
+        )
+        self._closing = True
+        for index, slot in enumerate(self._slots):
+            if slot.current is not None:
+                slot.current.alive = False
+            self._leave(index, error)
+        self._why_severed = error
+        self._severed.set()
 
     async def _watch(self) -> None:
         """Ends workers that are silent for too long: stopped, frozen or swapped out."""
