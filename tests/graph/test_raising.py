@@ -462,6 +462,38 @@ def test_each_round_of_a_loop_assigns() -> None:
     np.testing.assert_allclose(state.values["v"], X + X + X * X)
 
 
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_branch_assigns_to_a_reference_only_if_it_is_taken(taken: bool) -> None:
+    w = Writer(p=taken)
+    x = w.placeholder("x")
+    variable = w.node("VariableV2", name="v", dtype=dtypes.float64, shape=(3,))
+    w.op("Assign", variable, x, name="init")
+    w.flag("p")
+
+    def assign(x: Value) -> list[Value]:
+        held = w.op("RefSwitch", variable, "p", name="cond/RefSwitch")
+        return [w.op("Identity", w.op("AssignSub", f"{held}:1", w.op("Neg", x), name="cond/sub"))]
+
+    y = w.conditional("p", [x], assign, lambda x: [w.op("Neg", x)], "cond")[0]
+    graph = w.graph()
+    state = _run_after_init(graph, y)
+    np.testing.assert_array_equal(state.values["v"], X * 2 if taken else X)
+    assert codec.graph_to_message(graph) == w.message
+
+
+def test_each_round_of_a_loop_assigns_to_a_reference() -> None:
+    w = Writer()
+    x = w.placeholder("x")
+    variable = w.node("VariableV2", name="v", dtype=dtypes.float64, shape=(3,))
+    w.op("Assign", variable, x, name="init")
+    held = w.node(
+        "RefEnter", variable, name="while/v", T=dtypes.float64, frame_name="while/while_context", is_constant=True
+    )
+    y = _counted(w, x, 2, lambda y, x: w.op("Mul", w.op("AssignAdd", held, y, name="while/add_v"), x))
+    state = _run_after_init(w.graph(), y)
+    np.testing.assert_allclose(state.values["v"], 2 * X + 2 * X * X)  # x + x, and the next round adds that times x
+
+
 # What can't be raised
 
 

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from gradserve.graph.library import Library
 from gradserve.graph.raising.conditionals import raise_conditionals
 from gradserve.graph.raising.loops import raise_loop
+from gradserve.graph.raising.references import resources_for_references
 from gradserve.graph.raising.rewriting import ENTERS, EXITS, MERGES, NEXT, RAISED, Raised, Rewriting, is_back_edge
 from gradserve.graph.raising.stacks import is_stack, lists_for_stacks
 from gradserve.graph.raising.tensor_arrays import is_array, lists_for_arrays
@@ -43,8 +44,9 @@ def raise_control_flow(nodes: Sequence[graph_pb2.NodeDef], library: Library) -> 
     """
     raising = Rewriting(nodes, library)
     raising.find_frames()
-    raising.replaced |= lists_for_arrays(raising.items)
-    if raising.replaced:
+    arrays = lists_for_arrays(raising.items)
+    raising.replaced |= arrays
+    if resources_for_references(raising) or arrays:
         raising.find_frames_again()
     if lists_for_stacks(raising):
         raising.find_frames_again()
