@@ -49,12 +49,12 @@ def towers() -> Case:
 
 
 @pytest.mark.parametrize("case", [lambda: layers(8), lambda: layers(160), towers], ids=["small", "large", "by cost"])
-def test_bytes_that_cross_are_those_that_the_fleet_counts(case: Callable[[], Case]) -> None:
+def test_bytes_that_cross_are_those_that_the_fleet_counts(case: Callable[[], Case], fleet: str) -> None:
     graph, fetches, shape = case()
     x = {"x:0": (np.random.default_rng(1).normal(size=shape) / shape[-1]).astype(np.float32)}
 
     async def scenario() -> None:
-        async with running() as runtime:
+        async with running(fleet=fleet) as runtime:
             runtime.hardware = Hardware.of(runtime.hardware.devices)  # as measured on an idle machine
             report = runtime.explain(graph, {"x:0": shape}, fetches)
             assert {node.worker for node in report.nodes} == {0, 1}

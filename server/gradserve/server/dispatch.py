@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from gradserve.errors import GradserveError, LimitExceeded, Unavailable
 from gradserve.server.fleet.base import Array, Fleet, Kept, Submission, Value
-from gradserve.server.plan import CONSTANT, FEED, Plan
+from gradserve.server.plan import CONSTANT, FEED, Plan, Source
 from gradserve.server.schedule import Command, Fail, Finish, Forget, Restart, Scheduler, Submit
 from gradserve.server.variables import Variables
 
@@ -83,7 +83,7 @@ class Dispatcher:
     """Runs plans. It is the fleet's listener.
 
     Attributes:
-        crossed_bytes: of tensors that went from one worker to another so far, each once to each worker.
+        crossed_bytes: of tensors that segments have read from another worker so far, each once to each worker.
     """
 
     def __init__(self, fleet: Fleet, tries: int, limit: int) -> None:
@@ -231,7 +231,10 @@ class Dispatcher:
         else:
             if outputs is not None:
                 self._came(known, segment, outputs)
-            for source in known.step.plan.segments[segment].inputs:
+            ran = known.step.plan.segments[segment]
+            for position in ran.crossing:
+                self.crossed_bytes += self._fleet.size_bytes(self._input(known, ran.inputs[position]))
+            for source in ran.inputs:
                 if not isinstance(source, Kept) and source.segment >= 0:
                     self._has_read(known, source.segment, source.position)
             if updates:
@@ -296,16 +299,7 @@ class Dispatcher:
         attempt = self._attempts[command.attempt]
         step = attempt.step
         segment = step.plan.segments[command.segment]
-        inputs: list[Value] = []
-        for source in segment.inputs:
-            if isinstance(source, Kept):
-                inputs.append(source)
-            elif source.segment == FEED:
-                inputs.append(step.feeds[source.position])
-            else:
-                inputs.append(attempt.outputs[source.segment][source.position])
-        for position in segment.crossing:
-            self.crossed_bytes += self._fleet.size_bytes(inputs[position])
+        inputs = [self._input(attempt, source) for source in segment.inputs]
         variables = None
         if segment.variables:
             variables = {name: step.snapshot[name] for name in segment.variables if name in step.snapshot}
@@ -325,6 +319,14 @@ class Dispatcher:
         if ticket is not None:
             attempt.done[command.segment] = ticket.done
             self._came(attempt, command.segment, ticket.outputs)
+
+    def _input(self, attempt: _Attempt, source: Kept | Source) -> Value:
+        """What a segment reads."""
+        if isinstance(source, Kept):
+            return source
+        if source.segment == FEED:
+            return attempt.step.feeds[source.position]
+        return attempt.outputs[source.segment][source.position]
 
     def _finish(self, attempt: _Attempt) -> None:
         """A step succeeded: its new values take the place of the old ones, unless nobody waits any more."""

@@ -4,9 +4,9 @@ What runs, and what a step keeps, is the `Worker` of `worker.py`. The cluster's 
 file knows nothing of it: a call's tensors are `arrays`, and an `Argument` in the message says which one stands where.
 
 The first value that `run` returns is its status, which later segments on other workers take as an argument:
-    (DONE, draws)     the sent outputs and new values follow
-    (FAILED, error)   what waits for it fails with the same error, without running
-    (STALE,)          the caller spoke to an earlier incarnation of this worker
+    (DONE, draws, sizes)   the sent outputs and new values follow; the bytes of each array that came with the call
+    (FAILED, error)        what waits for it fails with the same error, without running
+    (STALE,)               the caller spoke to an earlier incarnation of this worker
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from threadpoolctl import threadpool_limits
 
 from gradserve.errors import Cancelled, ComputationFailed, GradserveError
 from gradserve.workers import worker as wire
-from gradserve.workers.memory import Array, Mapper, Pool
+from gradserve.workers.memory import Array, Mapper, Pool, limit_memory, size_bytes
 from gradserve.workers.speed import measure
 from gradserve.workers.worker import Worker
 
 STALE = wire.FAILED + 100
 _MOST_FAILED_ATTEMPTS = 1024
+# Beside tensors and kernels: Ray's threads, which end the process when they find no memory. Stacks of another 56 MiB
+# come with the first large tensors.
+_CLUSTER_BYTES = 128 << 20
 
 
 class Argument(NamedTuple):
@@ -69,20 +72,25 @@ class _Objects(Pool):
 class Actor:
     """One worker of a cluster. `run` and `load` are called one at a time, the others beside them."""
 
-    def __init__(self, engine: str, environment: dict[str, str], threads: int, node: Callable[[], str]) -> None:
-        """Sets the environment before the engine's libraries read it."""
+    def __init__(
+        self, engine: str, environment: dict[str, str], threads: int, memory_limit_bytes: int, node: Callable[[], str]
+    ) -> None:
+        """Sets the environment before the engine's libraries read it. A limit of 0 is none."""
         os.environ.update(environment)
         self._epoch = ""
         self._node = node()
         self._error: GradserveError | None = None
         self._worker: Worker | None = None
         self._speed: tuple[float, ...] = ()
+        self._memory_limit = 0
         self._failed: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
         try:
             module = wire.load_engine(engine)
             threadpool_limits(threads)
             self._speed = tuple(measure())
             self._worker = Worker(module, _Objects(), Mapper(""))
+            if engine == "numpy":  # see worker.main
+                self._memory_limit = memory_limit_bytes
         except GradserveError as error:
             self._error = wire.as_error(error)
 
@@ -154,6 +162,7 @@ class Actor:
         self, epoch: str, message: tuple[Any, ...], before: tuple[Any, ...], arrays: tuple[Any, ...]
     ) -> tuple[tuple[Any, ...], list[Any], dict[str, Any]]:
         attempt, segment, program, inputs, variables, draws, last = message
+        self._limit()
         worker = self._worker
         if epoch != self._epoch or worker is None:
             return (STALE,), [], {}
@@ -168,10 +177,16 @@ class Actor:
                 worker.handle((wire.FORGET, attempt))
             if answer[0] == wire.DONE:
                 _, _, _, outputs, updates, drawn = answer
-                return (wire.DONE, drawn), outputs, updates or {}
+                return (wire.DONE, drawn, tuple(map(size_bytes, arrays))), outputs, updates or {}
             failed = wire.FAILED, answer[3]
         self._abandon(attempt, failed)
         return failed, [], {}
+
+    def _limit(self) -> None:
+        """Bounds the memory before the first run: while an actor starts, the cluster's threads still grow."""
+        if self._memory_limit:
+            limit_memory(self._memory_limit, _CLUSTER_BYTES)
+            self._memory_limit = 0
 
     def _abandon(self, attempt: int, status: tuple[Any, ...]) -> None:
         self._failed[attempt] = status

@@ -61,6 +61,13 @@ def unpack(packed: Any) -> Any:
     return packed
 
 
+def size_bytes(packed: Any) -> int:
+    """The bytes of a tensor, packed or not; 0 for what is none."""
+    if type(packed) is tuple:
+        return len(packed[2])
+    return packed.nbytes if isinstance(packed, (np.ndarray, Variant)) else 0
+
+
 class Pool:
     """Blocks that this process makes. A block that comes back is used again, its pages already there."""
 
@@ -180,8 +187,9 @@ def unlink(folder: str, name: str) -> None:
         return
 
 
-def limit_memory(count: int) -> None:
-    """Bounds this process's private memory: so many bytes more than now for tensors, and kernels' scratch space.
+def limit_memory(count: int, beside: int = 0) -> None:
+    """Bounds this process's private memory: so many bytes more than now for tensors, kernels' scratch space, and
+    `beside` for what else runs in the process.
 
     An allocation beyond it raises MemoryError. Nothing happens where the system does not tell what is in use.
     """
@@ -192,7 +200,7 @@ def limit_memory(count: int) -> None:
     fields = dict(line.split(":", 1) for line in status.splitlines())
     used = int(fields["VmData"].split()[0]) * 1024
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    wanted = used + count + count // 4 + _SCRATCH_BYTES
+    wanted = used + count + count // 4 + _SCRATCH_BYTES + beside
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 

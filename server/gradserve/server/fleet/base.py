@@ -265,9 +265,9 @@ class Fleet(abc.ABC):
     def get(self, value: Value) -> Array:
         """The array of a value, read-only; it keeps the value's memory for as long as it lives."""
 
+    @abc.abstractmethod
     def size_bytes(self, value: Value) -> int:
-        """The bytes that a value takes; 0 for one of which the fleet does not know it."""
-        return value.nbytes if isinstance(value, np.ndarray) else 0
+        """The bytes that a value takes, known at the latest when a segment that reads it has run."""
 
     @abc.abstractmethod
     def retain(self, value: Value) -> None:

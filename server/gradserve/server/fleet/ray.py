@@ -67,7 +67,7 @@ class RayOptions:
     """How many workers, and what runs in them. See RuntimeOptions.
 
     Attributes:
-        memory_limit_bytes: for plans; the cluster's nodes see to what a worker really takes.
+        memory_limit_bytes: for plans, and on the numpy engine for each worker's own memory; 0: none.
         address: of a running cluster, as host:port, or auto for the one that this machine belongs to; empty: a Ray of
             the fleet's own, on this machine, which ends with the fleet.
         object_store_bytes: size of the object store of a Ray of the fleet's own; 0: as Ray chooses.
@@ -92,14 +92,16 @@ class Stored:
         reference: Ray's; None when nobody uses the tensor any more.
         array: the tensor where it has been brought here. It keeps the object here for as long as it lives.
         maker: the worker that made it, -1 for this process.
+        nbytes: its size; 0 until a call has told it.
     """
 
-    __slots__ = ("__weakref__", "array", "maker", "reference", "users")
+    __slots__ = ("__weakref__", "array", "maker", "nbytes", "reference", "users")
 
     def __init__(self, reference: Any, maker: int, array: Array | None = None) -> None:
         self.reference = reference
         self.maker = maker
         self.array = array
+        self.nbytes = 0 if array is None else array.nbytes
         self.users = 1
 
 
@@ -129,6 +131,7 @@ class _Run:
     fetched: tuple[int, ...]
     written: tuple[str, ...]
     status: Any
+    given: list[Stored]
     outputs: list[Stored]
     updates: list[Any]
 
@@ -260,7 +263,13 @@ class RayFleet(Fleet):
         )  # fmt: skip
         written = submission.written
         returned = slot.actor.run.options(num_returns=1 + count + len(written)).remote(
-            life.epoch, message, count, written, len(statuses), *statuses, *arguments.references
+            life.epoch,
+            message,
+            count,
+            written,
+            len(statuses),
+            *statuses,
+            *[value.reference for value in arguments.given],
         )
         if count or written:
             status, *rest = returned
@@ -268,7 +277,10 @@ class RayFleet(Fleet):
             status, rest = returned, []
         outputs = [Stored(reference, worker) for reference in rest[:count]]
         self._values.update(outputs)
-        run = _Run(submission.attempt, submission.segment, submission.fetched, written, status, outputs, rest[count:])
+        run = _Run(
+            submission.attempt, submission.segment, submission.fetched, written, status, arguments.given, outputs,
+            rest[count:],
+        )  # fmt: skip
         life.runs[submission.attempt, submission.segment] = run
         self._when_done(status, lambda done: self._answered(worker, life, run, done))
         return Ticket(status, list(outputs))
@@ -297,7 +309,10 @@ class RayFleet(Fleet):
         elif kind == STALE:
             self._missing(worker, life, run)
         else:
-            self._bring(worker, life, run, rest[0])
+            draws, sizes = rest
+            for value, size in zip(run.given, sizes, strict=True):
+                value.nbytes = size
+            self._bring(worker, life, run, draws)
 
     def _end(self, life: _Incarnation, run: _Run) -> None:
         life.runs.pop((run.attempt, run.segment), None)
@@ -398,6 +413,9 @@ class RayFleet(Fleet):
             raise Unavailable(f"A tensor was lost with the machine that held it: {_first_line(found)}")
         return _read_only(unpack(found[0]))
 
+    def size_bytes(self, value: Value) -> int:
+        return value.nbytes
+
     def retain(self, value: Value) -> None:
         if isinstance(value, Stored):
             value.users += 1
@@ -481,7 +499,7 @@ class RayFleet(Fleet):
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         )(Actor)
         settings = environment(options.engine, options.threads, options.compile_now)
-        slot.actor = made.remote(options.engine, settings, options.threads, _node)
+        slot.actor = made.remote(options.engine, settings, options.threads, options.memory_limit_bytes, _node)
 
     async def _wait_started(self) -> None:
         """Returns when all workers are ready, or at the timeout when some are. Raises Unavailable, Unsupported."""
@@ -680,10 +698,10 @@ class RayFleet(Fleet):
 
 
 class _Arguments:
-    """Gathers the references of a call."""
+    """Gathers the stored tensors of a call."""
 
     def __init__(self) -> None:
-        self.references: list[Any] = []
+        self.given: list[Stored] = []
         self._places: dict[int, Argument] = {}
 
     def encode(self, value: Value) -> Any:
@@ -691,8 +709,8 @@ class _Arguments:
         if isinstance(value, Stored):
             place = self._places.get(id(value))
             if place is None:
-                place = self._places[id(value)] = Argument(len(self.references))
-                self.references.append(value.reference)
+                place = self._places[id(value)] = Argument(len(self.given))
+                self.given.append(value)
             return place
         return tuple(value) if isinstance(value, Kept) else pack(value)
 
