@@ -112,6 +112,11 @@ def _of_functions(folder: Path, capture_from: str = "model") -> Path:
 
 def _of_references(folder: Path, slices: str = "") -> Path:
     """y = x w + b, as TensorFlow 1 saves it."""
+    write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
+    return write_model(folder, _references(slices))
+
+
+def _references(slices: str = "") -> saved_model_pb2.MetaGraphDef:
     meta = saved_model_pb2.MetaGraphDef()
     meta.meta_info_def.tags.append("serve")
     nodes = Nodes(meta.graph_def.node)
@@ -131,8 +136,7 @@ def _of_references(folder: Path, slices: str = "") -> Path:
     meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "save/Const:0", "save/restore_all"
     signature = meta.signature_def["serving_default"]
     signature.inputs["x"].name, signature.outputs["y"].name = "x:0", "y:0"
-    write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
-    return write_model(folder, meta)
+    return meta
 
 
 def test_a_model_of_functions_gives_its_values_and_the_gradients_that_were_saved_with_it(
@@ -161,6 +165,21 @@ def test_a_model_of_references_gives_values_and_gradients(client: gs.Client, tmp
             assert isinstance(slope, np.ndarray)
             np.testing.assert_allclose(slope, expected)
         np.testing.assert_allclose(session.run({x: X}, [y, weight])[0], X * W + B)
+
+
+def test_a_meta_graph_is_loaded_with_the_checkpoint_beside_it(client: gs.Client, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model.ckpt-7", {"layer/w": W, "b": B})
+    (tmp_path / "model.ckpt-7.meta").write_bytes(_references().SerializeToString())
+    graph = gs.Graph.from_meta_graph(tmp_path / "model.ckpt-7.meta")
+    with client.session(graph) as session:
+        np.testing.assert_allclose(session.run({"x": X}, ["y"])[0], X * W + B)
+
+
+def test_what_is_no_graph_def_says_how_it_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"is a SavedModel: load its folder with Graph.from_saved_model"):
+        gs.load_graph(_of_references(tmp_path))
+    with pytest.raises(InvalidArgument, match=r"is a meta graph: load it with Graph.from_meta_graph"):
+        gs.load_graph(tmp_path / "model.meta")
 
 
 def test_a_capture_from_another_function_is_an_error_that_names_the_gradient_function(tmp_path: Path) -> None:

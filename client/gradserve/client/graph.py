@@ -13,7 +13,7 @@ from google.protobuf import text_format
 
 from gradserve.autodiff import Gradients, gradients
 from gradserve.client.messages import many, serialized
-from gradserve.client.saved_model import read_saved_model
+from gradserve.client.saved_model import Loaded, read_meta_graph, read_saved_model
 from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import codec, dtypes
 from gradserve.graph import graph as language
@@ -74,7 +74,22 @@ class Graph(language.Graph):
             InvalidArgument: it is no SavedModel, has no such meta graph, or its variables can't be read.
             InvalidGraph: the graph breaks a rule that every graph must keep; the message names the node.
         """
-        loaded = read_saved_model(folder, tags)
+        return cls._of_loaded(read_saved_model(folder, tags))
+
+    @classmethod
+    def from_meta_graph(cls, path: str | PathLike[str]) -> Self:
+        """A graph of PREFIX.meta and the checkpoint PREFIX beside it, as `tf.compat.v1.train.Saver` writes them.
+
+        `variables` are those that the Saver restores; a session that is opened on the graph starts with their values.
+
+        Raises:
+            InvalidArgument: it is no MetaGraphDef, or its variables can't be read.
+            InvalidGraph: the graph breaks a rule that every graph must keep; the message names the node.
+        """
+        return cls._of_loaded(read_meta_graph(path))
+
+    @classmethod
+    def _of_loaded(cls, loaded: Loaded) -> Self:
         graph = codec.graph_from_message(loaded.message, cls)
         for name, (inputs, outputs) in loaded.signatures.items():
             graph.signatures[name] = Signature(
@@ -141,6 +156,10 @@ def load_graph(source: Any) -> Graph:
 def _message(source: Any) -> graph_pb2.GraphDef:
     if isinstance(source, (str, PathLike)):
         path = Path(fspath(source))
+        if path.is_dir() or path.name == "saved_model.pb":
+            raise InvalidArgument(f"{path} is a SavedModel: load its folder with Graph.from_saved_model.", file=path)
+        if path.suffix == ".meta":
+            raise InvalidArgument(f"{path} is a meta graph: load it with Graph.from_meta_graph.", file=path)
         try:
             data = path.read_bytes()
         except OSError as error:

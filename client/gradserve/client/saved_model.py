@@ -1,4 +1,4 @@
-"""Reads TensorFlow's SavedModels: a folder with saved_model.pb and a checkpoint of the variables.
+"""Reads TensorFlow's SavedModels (a folder with saved_model.pb and a checkpoint of the variables) and meta graphs.
 
 The plan:
     choose     one of its meta graphs, by tags
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -24,6 +24,8 @@ from gradserve.graph import codec
 from gradserve.graph.functions import named_output
 from gradserve.graph.library import Library
 from gradserve.v1 import graph_pb2
+
+Message = TypeVar("Message", saved_model_pb2.SavedModel, saved_model_pb2.MetaGraphDef)
 
 _INIT = "__saved_model_init_op"
 _SERVING = frozenset(("serve",))
@@ -59,7 +61,22 @@ def read_saved_model(folder: str | PathLike[str], tags: Iterable[str] | None = N
         InvalidArgument: it is no SavedModel, has no such meta graph, or a partitioned variable.
     """
     path = Path(fspath(folder))
-    meta = _choose(path, _read(path / "saved_model.pb"), None if tags is None else frozenset(tags))
+    model = _read(path / "saved_model.pb", saved_model_pb2.SavedModel, "Name a SavedModel's folder")
+    meta = _choose(path, model, None if tags is None else frozenset(tags))
+    return _loaded(meta, path / "variables" / "variables")
+
+
+def read_meta_graph(path: str | PathLike[str]) -> Loaded:
+    """Reads PREFIX.meta, with the checkpoint PREFIX beside it, as TensorFlow 1's Saver writes them.
+
+    Raises InvalidArgument: it is no MetaGraphDef, or has a partitioned variable.
+    """
+    file = Path(fspath(path))
+    meta = _read(file, saved_model_pb2.MetaGraphDef, "Name the file that ends in .meta")
+    return _loaded(meta, file.with_suffix("") if file.suffix == ".meta" else file)
+
+
+def _loaded(meta: saved_model_pb2.MetaGraphDef, prefix: Path) -> Loaded:
     message = meta.graph_def
     keys = dict(_restored(message, meta.saver_def.restore_op_name))
     _add_captures(meta)
@@ -75,19 +92,17 @@ def read_saved_model(folder: str | PathLike[str], tags: Iterable[str] | None = N
     init = next((_name(info.name) for info in meta.signature_def[_INIT].outputs.values()), "")
     if not any(node.input for node in message.node if node.name == init):
         init = ""
-    checkpoint = Checkpoint(path / "variables" / "variables") if keys else None
+    checkpoint = Checkpoint(prefix) if keys else None
     return Loaded(message, keys, checkpoint, signatures, init)
 
 
-def _read(path: Path) -> saved_model_pb2.SavedModel:
+def _read(path: Path, kind: type[Message], advice: str) -> Message:
     try:
-        return saved_model_pb2.SavedModel.FromString(path.read_bytes())
+        return kind.FromString(path.read_bytes())
     except OSError as error:
-        raise InvalidArgument(
-            f"{path} can't be read: {error.strerror}. Name a SavedModel's folder.", file=path
-        ) from None
+        raise InvalidArgument(f"{path} can't be read: {error.strerror}. {advice}.", file=path) from None
     except DecodeError as error:
-        raise InvalidArgument(f"{path} is no SavedModel: {error}.", file=path) from None
+        raise InvalidArgument(f"{path} is no {kind.DESCRIPTOR.name}: {error}. {advice}.", file=path) from None
 
 
 def _choose(
