@@ -6,22 +6,26 @@ eigenvectors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
-from gradserve.graph.op import NoRule, Op, call, define, lookup, raw
+from gradserve.graph.op import Example, NoRule, Op, call, define, lookup, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import concat, part, shape_of
 from gradserve.ops import (
     diagonal,  # noqa: F401  # pyright: ignore[reportUnusedImport]  (defines later names)
+    fft,  # noqa: F401  # pyright: ignore[reportUnusedImport]  (as well)
     linalg,
 )
 
+Examples = Callable[[Any], list[Example]]
 
-def _again(text: str, later: Op) -> None:
+
+def _again(text: str, later: Op, examples: Examples | None) -> None:
     """Defines an op with the rules of another."""
     define(
         text,
@@ -32,24 +36,62 @@ def _again(text: str, later: Op) -> None:
         broadcasts=later.broadcasts,
         holomorphic=later.holomorphic,
         dynamic=later.dynamic,
+        examples=examples,
     )
+
+
+def _matrices(draw: Any) -> list[Example]:
+    return [call(_regular(draw, *draw.shape(0, 1)))]
+
+
+def _systems(draw: Any) -> list[Example]:
+    x = _regular(draw, *draw.shape(0, 1))
+    return [call(x, draw.normal(*x.shape[:-1], draw.size()), adjoint=draw.pick([True, False]))]
+
+
+def _regular(draw: Any, *batch: int) -> Any:
+    n = draw.size(0, 3)
+    return draw.normal(*batch, n, n) + 4 * np.eye(n)
+
+
+def _signals(count: int) -> Examples:
+    return lambda draw: [
+        call(draw.complex(2, *(draw.size(1, 3) for _ in range(count))).astype(np.complex64), step=1e-1)
+    ]
 
 
 _REAL = "T: float32|float64"
 _ADJOINT = f"adjoint: bool = false, {_REAL}"
-for _line in (
-    f"BatchCholesky(input: T; {_REAL}) -> (output: T)",
-    f"BatchMatrixInverse(input: T; {_ADJOINT}) -> (output: T)",
-    "BatchMatrixDeterminant(input: T; T: complex128|complex64|float32|float64) -> (output: T)",
-    f"BatchMatrixSolve(matrix: T, rhs: T; {_ADJOINT}) -> (output: T)",
-    f"BatchMatrixTriangularSolve(matrix: T, rhs: T; lower: bool = true, {_ADJOINT}) -> (output: T)",
-    f"BatchSelfAdjointEigV2(input: T; compute_v: bool = true, {_REAL}) -> (e: T, v: T)",
-    "BatchMatrixDiag(diagonal: T; T: type) -> (output: T)",
-    "BatchMatrixDiagPart(input: T; T: type) -> (diagonal: T)",
-    "BatchMatrixSetDiag(input: T, diagonal: T; T: type) -> (output: T)",
-    "BatchMatrixBandPart(input: T, num_lower: int64, num_upper: int64; T: type) -> (band: T)",
-):
-    _again(_line, lookup(_line.partition("(")[0].removeprefix("Batch")))
+_LINES: tuple[tuple[str, Examples | None], ...] = (
+    # Cholesky's and the eigenvalues' gradients are symmetric by convention; test_symmetric_matrices checks them.
+    (f"BatchCholesky(input: T; {_REAL}) -> (output: T)", None),
+    (f"BatchCholeskyGrad(l: T, grad: T; {_REAL}) -> (output: T)", None),
+    (f"BatchSelfAdjointEigV2(input: T; compute_v: bool = true, {_REAL}) -> (e: T, v: T)", None),
+    (f"BatchMatrixInverse(input: T; {_ADJOINT}) -> (output: T)", _matrices),
+    ("BatchMatrixDeterminant(input: T; T: complex128|complex64|float32|float64) -> (output: T)", _matrices),
+    (f"BatchMatrixSolve(matrix: T, rhs: T; {_ADJOINT}) -> (output: T)", _systems),
+    (f"BatchMatrixTriangularSolve(matrix: T, rhs: T; lower: bool = true, {_ADJOINT}) -> (output: T)", _systems),
+    ("BatchMatrixDiag(diagonal: T; T: type) -> (output: T)", lambda draw: [call(draw.normal(*draw.shape(1, 3)))]),
+    (
+        "BatchMatrixDiagPart(input: T; T: type) -> (diagonal: T)",
+        lambda draw: [call(draw.normal(*draw.shape(0, 1), draw.size(1), draw.size(1)))],
+    ),
+    (
+        "BatchMatrixSetDiag(input: T, diagonal: T; T: type) -> (output: T)",
+        lambda draw: [call(draw.normal(2, 3, n := draw.size(1, 4)), draw.normal(2, min(3, n)))],
+    ),
+    (
+        "BatchMatrixBandPart(input: T, num_lower: int64, num_upper: int64; T: type) -> (band: T)",
+        lambda draw: [call(draw.normal(*draw.shape(0, 1), draw.size(), 3), np.int64(draw.size(0, 2) - 1), np.int64(1))],
+    ),
+    *(
+        (f"Batch{way}FFT{axes}(input: complex64) -> (output: complex64)", _signals(count))
+        for way in ("", "I")
+        for count, axes in ((1, ""), (2, "2D"), (3, "3D"))
+    ),
+)
+for _line, _examples in _LINES:
+    _again(_line, lookup(_line.partition("(")[0].removeprefix("Batch")), _examples)
 
 
 # Eigenvalues as a row above the eigenvectors

@@ -109,6 +109,25 @@ for _name, _draw, _chance in (
     )  # fmt: skip
 
 
+def _all(xp: Any, true: Any, *, num_sampled: int) -> tuple[Any, Any, Any]:
+    """Every class once."""
+    return np.arange(num_sampled), np.ones(true.shape, np.float32), np.ones(num_sampled, np.float32)
+
+
+define(
+    "AllCandidateSampler(true_classes: int64; num_true: int, num_sampled: int, unique: bool, seed: int = 0,"
+    " seed2: int = 0) -> (sampled_candidates: int64, true_expected_count: float32, sampled_expected_count: float32)",
+    shape=_shapes,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_all,
+    stateful=True,
+    dynamic=True,
+    examples=lambda draw: [
+        call(draw.integers(0, 4, draw.size(), 2, dtype=np.int64), num_true=2, num_sampled=4, unique=True)
+    ],
+)
+
+
 def _accidental_hits(xp: Any, true: Any, sampled: Any) -> tuple[Any, Any, Any]:
     """Where a sampled class is one of the row's true ones: row, place among the sampled, and the lowest number."""
     places = {value: place for place, value in enumerate(sampled.tolist())}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gradserve.errors import InvalidShape
 from gradserve.graph import shapes
+from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import (
     NOT_DIFFERENTIABLE,
@@ -17,6 +20,7 @@ from gradserve.graph.op import (
     call,
     define,
     same_shape,
+    scalar_shape,
 )  # fmt: skip
 
 
@@ -161,4 +165,21 @@ define(
     gradient=NOT_DIFFERENTIABLE,
     kernel=_population_count,
     examples=lambda draw: [call(draw.integers(-9, 9, *draw.shape()))],
+)
+
+
+def _truth(xp: Any, x: Any, *, T: DType) -> Any:
+    """A number that is not 0, a string that is not empty; of anything but a scalar, whether it has entries."""
+    if x.ndim:
+        return np.array(x.size > 0)
+    return np.array(len(x.item()) > 0 if T.kind == "s" else bool(x != 0))
+
+
+define(
+    "ToBool(input: T; T: type) -> (output: bool)",
+    shape=scalar_shape,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_truth,
+    dynamic=True,
+    examples=lambda draw: [call(draw.normal(*draw.shape())), call(np.int32(draw.size())), call(np.array(b"", object))],
 )

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradserve.errors import InvalidArgument, NoGradient, Unsupported
+from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node, Tensor
-from gradserve.graph.op import Example, call, define
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, scalar_shape
 from gradserve.graph.shapes import Shape
 from gradserve.ops.recurrence import Arrays, Mathematics, Nodes, through
 
@@ -292,3 +293,27 @@ for _text in (
         stateful=True,
         examples=lambda draw, with_lengths="sequence_lengths" in _text: _examples(draw, with_lengths),
     )
+
+
+def _number_of_parameters(xp: Any, layers: Any, units: Any, inputs: Any, *, S: DType, node: Node) -> Any:
+    attrs = node.attrs
+    if attrs["num_proj"] or attrs["rnn_mode"] not in _CELLS:
+        raise Unsupported(f"{node.name}: projected LSTMs and unknown cells are not supported.", node=node.name)
+    _check_input_mode(node, int(inputs), int(units))
+    directions = 2 if attrs["direction"] == "bidirectional" else 1
+    count = _count(int(inputs), int(units), int(layers), directions, _CELLS[attrs["rnn_mode"]][1])
+    return np.array(count, S.numpy)
+
+
+define(
+    "CudnnRNNParamsSize(num_layers: int32, num_units: int32, input_size: int32; T: floating, S: index,"
+    " rnn_mode: string = 'lstm', input_mode: string = 'linear_input', direction: string = 'unidirectional',"
+    " dropout: float = 0.0, seed: int = 0, seed2: int = 0, num_proj: int = 0) -> (params_size: S)",
+    shape=scalar_shape,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_number_of_parameters,
+    host=("num_layers", "num_units", "input_size"),
+    examples=lambda draw: [
+        call(np.int32(draw.size(1)), np.int32(2), np.int32(3), T="float32", S="int32", rnn_mode=draw.pick(list(_CELLS)))
+    ],
+)

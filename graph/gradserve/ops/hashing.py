@@ -219,3 +219,39 @@ define(
     dynamic=True,
     examples=_examples(key=[1, 2]),
 )
+
+
+# Fingerprints of anything
+
+
+def _eight(text: bytes) -> bytes:
+    return fingerprint(text).to_bytes(8, "little")
+
+
+def _fingerprints(xp: Any, x: Any, method: Any) -> Any:
+    """Of each row's bytes, eight bytes each; a row of several strings is the string of their fingerprints."""
+    name = np.asarray(method, object).item()
+    if name != b"farmhash64":
+        raise InvalidArgument(f"There is no fingerprint {name!r}: give farmhash64.")
+    if x.ndim < 1:
+        raise InvalidArgument("Fingerprints are of the rows of a tensor, but this is a scalar.")
+    if x.dtype != object:
+        found = [_eight(np.ascontiguousarray(row).tobytes()) for row in x]
+    elif x.ndim == 1:
+        found = [_eight(text) for text in x.tolist()]
+    else:
+        found = [_eight(b"".join(map(_eight, row.reshape(-1).tolist()))) for row in x]
+    return np.frombuffer(b"".join(found), np.uint8).reshape(len(x), 8)
+
+
+define(
+    "Fingerprint(data: T, method: string; T: type) -> (fingerprint: uint8)",
+    shape=lambda x, method: (x.shape[0] if x.shape else None, 8),
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_fingerprints,
+    dynamic=True,
+    examples=lambda draw: [
+        call(data, np.array(b"farmhash64", object))
+        for data in (draw.normal(draw.size(), 2), np.array([[b"a", b"b"]], object), np.array([b"a", b""], object))
+    ],
+)

@@ -56,8 +56,6 @@ REASONS: dict[str, str] = {
             "it proposes boxes for one family of detectors: compose it of TopKV2 and NonMaxSuppressionV3",
             "GenerateBoundingBoxProposals",
         ),
-        ("a fill-reducing order of a sparse matrix is not computed here", "SparseMatrixOrderingAMD"),
-        ("sparse matrices are not factorised here: make it dense and use Cholesky", "SparseMatrixSparseCholesky"),
     )
     for name in names.split()
 }

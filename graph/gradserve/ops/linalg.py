@@ -15,6 +15,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw, same_shape
 from gradserve.graph.shapes import Shape
 from gradserve.ops.precision import widen
+from gradserve.ops.recurrence import through
 
 
 def product(a: Tensor, b: Tensor, *, left: bool = False, right: bool = False) -> Tensor:
@@ -244,6 +245,36 @@ define(
         call(_definite(draw), differences=False),
         call(_definite(draw, "complex"), differences=False),
     ],
+)
+
+
+# The gradient of the Cholesky factor as an op of its own
+
+
+def _of_factor(xp: Any, factor: Any, dy: Any) -> Any:
+    lower = xp.tril(factor)
+    inner = xp.tril(_flipped(xp, lower) @ dy)
+    inner = inner - xp.eye(inner.shape[-1], dtype=inner.dtype) * inner * 0.5
+    once = xp.linalg.solve(_flipped(xp, lower), inner)
+    twice = _flipped(xp, xp.linalg.solve(_flipped(xp, lower), _flipped(xp, once)))
+    return ((twice + _flipped(xp, twice)) * 0.5).astype(dy.dtype)
+
+
+def _of_factor_gradient(cotangent: Tensor, y: Tensor, factor: Tensor, dy: Tensor, *, sweep: Any) -> list[Any]:
+    """Through the rule of Cholesky, which is the formula of the op."""
+
+    def formula(factor: Tensor, dy: Tensor) -> list[Tensor]:
+        return [_cholesky_gradient(dy, raw.MatrixBandPart(factor, -1, 0), dy)]
+
+    return through(formula, [cotangent], [factor, dy], sweep)
+
+
+define(
+    "CholeskyGrad(l: T, grad: T; T: float16|float32|float64) -> (output: T)",
+    shape=same_shape,
+    gradient=_of_factor_gradient,
+    kernel=_of_factor,
+    examples=lambda draw: [call(x, draw.normal(*x.shape)) for x in (_square(draw), _square(draw, draw.size()))],
 )
 
 
