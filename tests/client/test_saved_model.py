@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,12 +73,22 @@ def _of_functions(folder: Path, capture_from: str = "model") -> Path:
     graph = meta.graph_def
     outer = Nodes(graph.node)
     outer.add("VarHandleOp", "w", dtype=FLOAT, shape=(3,), shared_name="w")
+    outer.add("VarHandleOp", "unused", dtype=FLOAT, shape=(3,), shared_name="unused")
+    outer.add("ReadVariableOp", "unused/Read", "unused", dtype=FLOAT)
     outer.add("Placeholder", "serving_x", dtype=FLOAT, shape=(3,))
     called = {"Tin": [FLOAT, RESOURCE], "Tout": [FLOAT]}
     outer.add("StatefulPartitionedCall", "call", "serving_x", "w", f=FunctionName("model", {}), **called)
     outer.add("Placeholder", "filename", dtype=dtypes.string, shape=())
-    restoring = {"Tin": [dtypes.string, RESOURCE], "Tout": [dtypes.string]}
-    outer.add("StatefulPartitionedCall", "restore", "filename", "w", f=FunctionName("traced_restore", {}), **restoring)
+    restoring: dict[str, Any] = {"Tin": [dtypes.string, RESOURCE, RESOURCE], "Tout": [dtypes.string]}
+    outer.add(
+        "StatefulPartitionedCall",
+        "restore",
+        "filename",
+        "w",
+        "unused",
+        f=FunctionName("traced_restore", {}),
+        **restoring,
+    )
 
     model = add_function(graph, "model", {"x": FLOAT, "handle": RESOURCE}, {"y": "IdentityN:output:0"})
     model.add("ReadVariableOp", "read", "handle", dtype=FLOAT)
@@ -89,10 +100,12 @@ def _of_functions(folder: Path, capture_from: str = "model") -> Path:
     slope.add("Const", "five", value=np.array(5, np.float32), dtype=FLOAT)
     slope.add("Mul", "times", "result_grads_0", "held", T=FLOAT)
     slope.add("Mul", "scaled", "times:z:0", "five:output:0", T=FLOAT)
-    restore = add_function(graph, "traced_restore", {"prefix": dtypes.string, "handle": RESOURCE}, {})
-    restore.text("names", "w/.ATTRIBUTES/VARIABLE_VALUE")
-    restore.text("slices", "")
-    restore.add("RestoreV2", "RestoreV2", "prefix", "names:output:0", "slices:output:0", dtypes=[FLOAT])
+    takes = {"prefix": dtypes.string, "handle": RESOURCE, "other": RESOURCE}
+    restore = add_function(graph, "traced_restore", takes, {})
+    restore.text("names", "w/.ATTRIBUTES/VARIABLE_VALUE", "unused/.ATTRIBUTES/VARIABLE_VALUE")
+    restore.text("slices", "", "")
+    restore.add("RestoreV2", "RestoreV2", "prefix", "names:output:0", "slices:output:0", dtypes=[FLOAT, FLOAT])
+    restore.add("AssignVariableOp", "assign_other", "other", "RestoreV2:tensors:1", dtype=FLOAT)
     restore.add("Identity", "Identity", "RestoreV2:tensors:0", T=FLOAT)
     restore.add("AssignVariableOp", "assign", "handle", "Identity:output:0", dtype=FLOAT)
 
@@ -147,7 +160,7 @@ def test_a_model_of_functions_gives_its_values_and_the_gradients_that_were_saved
     assert [variable.handle.node.name for variable in graph.variables] == ["w"]
     assert "restore" not in graph
     with client.session(graph) as session:
-        (value,) = session.run({x: X}, [y])
+        (value,) = session.run({x: X}, [y])  # and a variable that nothing needs takes no room
         np.testing.assert_allclose(value, W * X)
         (slope,) = session.compute_gradients([y], [x], {x: X})
         assert isinstance(slope, np.ndarray)

@@ -30,6 +30,7 @@ Message = TypeVar("Message", saved_model_pb2.SavedModel, saved_model_pb2.MetaGra
 _INIT = "__saved_model_init_op"
 _SERVING = frozenset(("serve",))
 _ASSIGNS = frozenset(("Assign", "AssignVariableOp"))
+_GIVING = frozenset(("AssignVariableOp", "VarIsInitializedOp"))
 _COPIES = frozenset(("Identity", "RefIdentity", "Cast"))
 
 
@@ -81,6 +82,9 @@ def _loaded(meta: saved_model_pb2.MetaGraphDef, prefix: Path) -> Loaded:
     keys = dict(_restored(message, meta.saver_def.restore_op_name))
     _add_captures(meta)
     _drop_saver(message, meta.saver_def)
+    if message.library.function:
+        used = _used(message)
+        keys = {variable: key for variable, key in keys.items() if variable in used}
     signatures = {
         name: (
             {key: info.name for key, info in signature.inputs.items() if info.name},
@@ -153,6 +157,20 @@ def _assigned(nodes: Mapping[str, graph_pb2.NodeDef], outside: Mapping[str, str]
                 f"The variable {variable} is partitioned (save it in one piece to load it here).", node=variable
             )
         yield variable, keys[place].decode()
+
+
+def _used(message: graph_pb2.GraphDef) -> set[str]:
+    """The nodes that something reads other than what only gives them a value, or reads it for nobody.
+
+    TensorFlow 2 saves every variable with such nodes, those also that no signature needs.
+    """
+    read = {_name(text) for node in message.node for text in node.input}
+    idle = {
+        node.name
+        for node in message.node
+        if node.op in _GIVING or (node.op == "ReadVariableOp" and node.name not in read)
+    }
+    return {_name(text) for node in message.node if node.name not in idle for text in node.input}
 
 
 def _name(text: str) -> str:
