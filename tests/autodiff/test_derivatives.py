@@ -9,10 +9,10 @@ import pytest
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients, hessian, hvp, jacobian, jvp
-from gradserve.autodiff.aggregate import densify
 from gradserve.errors import InvalidArgument, InvalidShape, InvalidType
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
+from gradserve.ops.slices import densify
 from tests.ops.differences import run
 
 A = np.random.default_rng(1).normal(size=(3, 2))

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import gradserve.client as gs
-from gradserve.autodiff.aggregate import densify
 from gradserve.errors import GradserveError, Unsupported
 from gradserve.graph import codec, op
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
+from gradserve.ops.slices import densify
 from tests.conformance import compare, differences
 from tests.conformance.case import Case
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from gradserve.autodiff import gradients
-from gradserve.autodiff.aggregate import densify
 from gradserve.client.graph import Graph, Variable, group, zeros_variable
 from gradserve.errors import InvalidArgument
 from gradserve.graph.graph import IndexedSlices, Node, Tensor
 from gradserve.graph.op import raw
+from gradserve.ops.slices import densify
 
 
 class Optimizer(abc.ABC):

@@ -24,6 +24,7 @@ import numpy as np
 from gradserve.errors import InvalidArgument
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor
 from gradserve.graph.op import raw
+from gradserve.ops.slices import densify
 
 Cotangent = Tensor | IndexedSlices
 Term = TypeVar("Term", Tensor, IndexedSlices)
@@ -69,20 +70,6 @@ def aggregate(graph: Graph, owner: Node, terms: Sequence[Cotangent], method: Agg
             return _tree(graph, [_tree(graph, local, raw.AddN) for local in groups.values()], raw.AddN)
         ordered = _ending_at(owner.device, groups)
         return _running(graph, [_running(graph, local, raw.AddN) for local in ordered], raw.AddN)
-
-
-def densify(term: Cotangent) -> Tensor:
-    """A dense tensor: rows of equal index added up."""
-    if isinstance(term, Tensor):
-        return term
-    rows = raw.StridedSlice(
-        term.dense_shape,
-        np.array([0], np.int32),
-        np.array([1], np.int32),
-        np.array([1], np.int32),
-        shrink_axis_mask=1,
-    )
-    return raw.UnsortedSegmentSum(term.values, term.indices, rows)
 
 
 def deduplicate(slices: IndexedSlices) -> IndexedSlices:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.autodiff.aggregate import Cotangent, densify
+from gradserve.autodiff.aggregate import Cotangent
 from gradserve.autodiff.gradients import gradients, live
 from gradserve.errors import InvalidArgument, InvalidShape, InvalidType
 from gradserve.graph import shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Tensor
 from gradserve.graph.op import raw
 from gradserve.graph.symbolic import concat
+from gradserve.ops.slices import densify
 
 MOST_ROWS = 4096
 """Of a Jacobian: each row is a backward graph of its own."""

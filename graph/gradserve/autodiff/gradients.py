@@ -26,7 +26,6 @@ from gradserve.autodiff.aggregate import (
     aggregate,
     as_method,
     deduplicate,
-    densify,
 )
 from gradserve.autodiff.custom import apply_custom, custom_gradient, missing_gradient
 from gradserve.autodiff.hidden import NOTHING, Hidden, holders, in_body
@@ -38,6 +37,7 @@ from gradserve.graph.handles import held_by
 from gradserve.graph.op import NoRule, Op, raw
 from gradserve.graph.unbroadcast import unbroadcast
 from gradserve.ops.left_out import REASONS
+from gradserve.ops.slices import densify
 
 UNCONNECTED = ("none", "zero")
 
@@ -357,8 +357,7 @@ class _Sweep:
             results = [_conj(term) for term in results]
         if definition.broadcasts:
             results = [
-                unbroadcast(term, tensor) if isinstance(term, Tensor) else term
-                for term, tensor in zip(results, node.inputs, strict=True)
+                None if term is None else _led_back(term, node.inputs, slot) for slot, term in enumerate(results)
             ]
         for slot, (term, tensor) in enumerate(zip(results, node.inputs, strict=True)):
             _merge_shape(node, slot, term, tensor)
@@ -367,6 +366,16 @@ class _Sweep:
 
 def _whole(term: Cotangent | None) -> Tensor | None:
     return densify(term) if isinstance(term, IndexedSlices) else term
+
+
+def _led_back(term: Cotangent, inputs: Sequence[Tensor], slot: int) -> Cotangent:
+    """A cotangent summed over the axes along which its input was broadcast; slices stay so where it surely was not."""
+    x = inputs[slot]
+    if isinstance(term, IndexedSlices):
+        if all(shapes.is_kept(x.shape, other.shape) for k, other in enumerate(inputs) if k != slot):
+            return term
+        term = densify(term)
+    return unbroadcast(term, x)
 
 
 def _forward(xs: Sequence[Tensor], holding: Sequence[Node]) -> set[Node]:

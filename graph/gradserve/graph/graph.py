@@ -47,6 +47,9 @@ class IndexedSlices:
     indices: Any
     dense_shape: Any
 
+    def __neg__(self) -> IndexedSlices:
+        return IndexedSlices(-self.values, self.indices, self.dense_shape)
+
 
 class Tensor(Symbol):
     """One output of a node.

@@ -321,6 +321,7 @@ def unary(
     differences: bool = True,
     argument: str = "x",
     result: str = "y",
+    takes_slices: bool = False,
 ) -> Op:
     """A row: an elementwise op of one input. `dx` is a function of (dy, y, x); `y` of (xp, x).
 
@@ -338,6 +339,7 @@ def unary(
         gradient=dx,
         kernel=y,
         holomorphic=holomorphic,
+        takes_slices=takes_slices,
         examples=examples,
     )
     return defined
@@ -355,6 +357,7 @@ def binary(
     holomorphic: bool = True,
     arguments: tuple[str, str] = ("x", "y"),
     complex_examples: bool = True,
+    takes_slices: bool = False,
 ) -> Op:
     """A row: a broadcasting elementwise op of two inputs. `dx_dy` is a function of (dz, z, x, y).
 
@@ -374,6 +377,7 @@ def binary(
         kernel=z,
         broadcasts=True,
         holomorphic=holomorphic,
+        takes_slices=takes_slices,
         examples=examples,
     )
     return defined

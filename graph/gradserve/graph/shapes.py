@@ -64,6 +64,14 @@ def compatible(a: Shape, b: Shape) -> bool:
     return len(a) == len(b) and all(x is None or y is None or x == y for x, y in zip(a, b, strict=True))
 
 
+def is_kept(a: Shape, b: Shape) -> bool:
+    """Whether static shapes say that an array of shape a keeps it when it is broadcast against one of shape b."""
+    if a is None or b is None or len(a) < len(b):
+        return False
+    right = (1,) * (len(a) - len(b)) + b
+    return all(y == 1 or (x == y and x is not None) for x, y in zip(a, right, strict=True))
+
+
 def broadcast(a: Shape, b: Shape) -> Shape:
     """The shape of an elementwise result under NumPy's broadcasting. Raises InvalidShape."""
     if a == b and is_static(a):

@@ -10,10 +10,11 @@ import numpy as np
 from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph import dtypes, shapes, static
 from gradserve.graph.checks import refuse_outside
-from gradserve.graph.graph import Tensor
+from gradserve.graph.graph import IndexedSlices, Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, Rule, call, define, raw, same_shape
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import count_up, rank_of, shape_of
+from gradserve.ops.slices import can_cut, cut_slices, densify
 
 
 def _integer(value: Any) -> int:
@@ -100,6 +101,15 @@ def _cut_like(dy: Tensor, values: Sequence[Tensor], axis: Tensor) -> list[Tensor
     return [raw.Slice(dy, offset, extent) for offset, extent in zip(offsets, extents, strict=True)]
 
 
+def _cut(dy: Tensor | IndexedSlices, values: Sequence[Tensor], axis: Tensor) -> Any:
+    """The cotangent of each value: slices of slices, where the axis is known."""
+    if len(values) == 1:
+        return [dy]
+    if isinstance(dy, Tensor):
+        return _cut_like(dy, values, axis)
+    return cut_slices(dy, values, axis) if can_cut(values, axis) else _cut_like(densify(dy), values, axis)
+
+
 def _join_examples(draw: Any) -> list[Example]:
     rest = draw.size()
     rows = [draw.normal(draw.size(), rest) for _ in range(draw.size(1, 3))]
@@ -110,7 +120,8 @@ def _join_examples(draw: Any) -> list[Example]:
 define(
     "ConcatV2(values: N * T, axis: Tidx; N: int, T: type, Tidx: index = int32) -> (output: T)",
     shape=_joined,
-    gradient=lambda dy, y, values, axis: (_cut_like(dy, values, axis), None),
+    gradient=lambda dy, y, values, axis: (_cut(dy, values, axis), None),
+    takes_slices=True,
     kernel=lambda xp, values, axis: xp.concatenate(values, axis=_integer(axis)),
     host=("axis",),
     examples=_join_examples,
@@ -118,7 +129,8 @@ define(
 define(
     "Concat(concat_dim: int32, values: N * T; N: int, T: type) -> (output: T)",
     shape=lambda axis, values: _joined(values, axis),
-    gradient=lambda dy, y, axis, values: (None, _cut_like(dy, values, axis)),
+    gradient=lambda dy, y, axis, values: (None, _cut(dy, values, axis)),
+    takes_slices=True,
     kernel=lambda xp, axis, values: xp.concatenate(values, axis=_integer(axis)),
     host=("concat_dim",),
     examples=lambda draw: [call(e.inputs[1], e.inputs[0]) for e in _join_examples(draw)],

@@ -7,7 +7,7 @@ from typing import Any
 
 from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph.dtypes import DType
-from gradserve.graph.graph import Tensor
+from gradserve.graph.graph import IndexedSlices, Tensor
 from gradserve.graph.op import (
     MISSING,
     NOT_DIFFERENTIABLE,
@@ -31,9 +31,11 @@ def _cast(xp: Any, x: Any, *, DstT: DType) -> Any:
     return x.astype(DstT.numpy)
 
 
-def _cast_gradient(dy: Tensor, y: Tensor, x: Tensor) -> Tensor | None:
+def _cast_gradient(dy: Tensor | IndexedSlices, y: Tensor, x: Tensor) -> Tensor | IndexedSlices | None:
     if not (x.dtype.is_trainable and y.dtype.is_trainable):
         return None
+    if isinstance(dy, IndexedSlices):
+        return IndexedSlices(raw.Cast(dy.values, DstT=x.dtype.base), dy.indices, dy.dense_shape)
     return raw.Cast(dy, DstT=x.dtype.base)
 
 
@@ -54,6 +56,7 @@ define(
     shape=same_shape,
     gradient=_cast_gradient,
     kernel=_cast,
+    takes_slices=True,
     examples=_cast_examples,
 )
 

@@ -154,6 +154,7 @@ define(
     shape=same_shape,
     gradient=lambda dy, y, x: dy,
     kernel=_with_bounds,
+    takes_slices=True,
     examples=lambda draw: [
         call(draw.normal(*draw.shape()), num_bits=4, differences=False),
         call(draw.normal(*draw.shape()), range_given=True, input_min=-1.0, input_max=0.5, differences=False),
@@ -165,6 +166,7 @@ define(
     shape=same_shape,
     gradient=lambda dy, y, x, low, high: (dy, None, None),
     kernel=_with_attrs,
+    takes_slices=True,
     examples=lambda draw: _examples(draw, round_mode=draw.pick(["HALF_UP", "HALF_TO_EVEN"])),
 )
 define(
@@ -173,6 +175,7 @@ define(
     shape=same_shape,
     gradient=lambda dy, y, x, low, high, bits: (dy, None, None, None),
     kernel=_with_bits,
+    takes_slices=True,
     host=("num_bits",),
     examples=lambda draw: _examples(draw, np.int32(5)),
 )

@@ -208,6 +208,7 @@ define(
     shape=_common_shape,
     gradient=lambda dy, y, terms: [[dy] * len(terms)],
     kernel=lambda xp, terms: functools.reduce(operator.add if isinstance(terms[0], Variant) else xp.add, terms),
+    takes_slices=True,
     examples=_terms,
 )
 define(
@@ -215,6 +216,7 @@ define(
     shape=lambda terms, *, shape: shape,
     gradient=lambda dy, y, terms: [[dy] * len(terms)],
     kernel=lambda xp, terms: functools.reduce(xp.add, terms),
+    takes_slices=True,
     examples=lambda draw: [call([draw.normal(*(s := draw.shape())) for _ in range(1)] + [draw.normal(*s)], shape=s)],
 )
 

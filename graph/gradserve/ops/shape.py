@@ -159,8 +159,9 @@ def _ensure(xp: Any, x: Any, *, shape: Shape) -> Any:
 define(
     "EnsureShape(input: T; shape: shape, T: type) -> (output: T)",
     shape=_ensured,
-    gradient=lambda dy, y, x, *, shape: raw.EnsureShape(dy, shape=shape),
+    gradient=lambda dy, y, x: dy,
     kernel=_ensure,
+    takes_slices=True,
     examples=lambda draw: [call(draw.normal(draw.size(), 2), shape=(None, 2))],
 )
 
@@ -282,6 +283,7 @@ define(
     shape=lambda x, *, shape: shape,
     gradient=lambda dy, y, x: dy,
     kernel=lambda xp, x: x,
+    takes_slices=True,
     examples=lambda draw: [call(draw.normal(draw.size(), 3), shape=(None, 3))],
 )
 define(
@@ -299,6 +301,7 @@ for _name in ("Snapshot", "GuaranteeConst", "DeepCopy"):
         shape=same_shape,
         gradient=lambda dy, y, x: dy,
         kernel=lambda xp, x: x,
+        takes_slices=True,
         examples=lambda draw: [call(draw.normal(*draw.shape()))],
     )
 # Identities that say something to a debugger or a compiler: here they say nothing.
@@ -323,6 +326,7 @@ for _name, _attrs in (
         shape=same_shape,
         gradient=lambda dy, y, x: dy,
         kernel=lambda xp, x: x,
+        takes_slices=True,
         examples=lambda draw: [call(draw.normal(*draw.shape()))],
     )
 define(
@@ -331,6 +335,7 @@ define(
     shape=lambda x, data: x.shape,
     gradient=lambda dy, y, x, data: (dy, [None] * len(data)),
     kernel=lambda xp, x, data: x,
+    takes_slices=True,
     examples=lambda draw: [call(draw.normal(*draw.shape()), [draw.normal(3)])],
 )
 
