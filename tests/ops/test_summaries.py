@@ -55,7 +55,7 @@ def test_summaries_are_merged_unless_two_have_one_tag() -> None:
     assert _run("MergeSummary", [_text(LOSS), _text(OTHER)]) == LOSS + OTHER
     with pytest.raises(InvalidArgument, match="loss"):
         _run("MergeSummary", [_text(LOSS), _text(LOSS)])
-    with pytest.raises(InvalidArgument, match="no serialised Summary"):
+    with pytest.raises(InvalidArgument, match="protocol buffer"):
         _run("MergeSummary", [_text(b"junk")])
 
 

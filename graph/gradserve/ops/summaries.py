@@ -1,7 +1,7 @@
 """Records for TensorBoard: serialised Summary messages, as the training graphs of TensorFlow 1 make them.
 
 A Summary is a list of values, each a tag (or a node's name) and a number, histogram, picture, sound or tensor. The
-messages are small and few, so they are written field by field here. Bytes are those that TensorFlow writes, but for
+bytes are those that TensorFlow writes, but for
 how pictures are compressed.
 """
 
@@ -19,6 +19,7 @@ from gradserve.graph import codec
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, scalar_shape
+from gradserve.ops.messages import bytes_field, double_field, fields, float_field, integer_field
 from gradserve.ops.strings import texts
 from gradserve.v1 import tensor_pb2
 
@@ -27,37 +28,12 @@ Array = np.ndarray[Any, Any]
 _LARGEST = float(np.finfo(np.float64).max)
 _DARKEST = 1e-6
 
-# Fields of messages
-
-
-def _varint(number: int) -> bytes:
-    result = bytearray()
-    while number > 127:
-        result.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*result, number])
-
-
-def _bytes(field: int, payload: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(payload)) + payload
-
-
-def _integer(field: int, number: int) -> bytes:
-    return _varint(field << 3) + _varint(number) if number else b""
-
-
-def _double(field: int, number: float) -> bytes:
-    packed = struct.pack("<d", number)
-    return _varint(field << 3 | 1) + packed if any(packed) else b""
-
-
-def _float(field: int, number: float) -> bytes:
-    return _varint(field << 3 | 5) + struct.pack("<f", number)
+# Values
 
 
 def _value(tag: bytes, field: int, payload: bytes, more: bytes = b"") -> bytes:
     """One value of a Summary."""
-    return _bytes(1, _bytes(1, tag) + _bytes(field, payload) + more)
+    return bytes_field(1, bytes_field(1, tag) + bytes_field(field, payload) + more)
 
 
 def _scalar(text: bytes) -> Array:
@@ -79,7 +55,7 @@ def _numbers(xp: Any, tags: Any, values: Any) -> Array:
     if tags.shape != values.shape:
         raise InvalidArgument(f"Tags of shape {tags.shape} don't fit values of shape {values.shape}.")
     pairs = zip(np.ravel(tags).tolist(), np.ravel(values).astype(np.float32).tolist(), strict=True)
-    return _scalar(b"".join(_bytes(1, _bytes(1, tag) + _float(2, value)) for tag, value in pairs))
+    return _scalar(b"".join(bytes_field(1, bytes_field(1, tag) + float_field(2, value)) for tag, value in pairs))
 
 
 @functools.cache
@@ -109,13 +85,13 @@ def _histogram(xp: Any, tag: Any, values: Any, *, node: Node) -> Array:
     places = np.searchsorted(limits, numbers, side="right")
     ends, counts = _bins(np.bincount(places, minlength=len(limits)).astype(np.float64))
     histogram = (
-        _double(1, float(numbers.min(initial=_LARGEST)))
-        + _double(2, float(numbers.max(initial=-_LARGEST)))
-        + _double(3, float(numbers.size))
-        + _double(4, functools.reduce(float.__add__, numbers.tolist(), 0.0))
-        + _double(5, functools.reduce(float.__add__, (numbers * numbers).tolist(), 0.0))
-        + _bytes(6, struct.pack(f"<{len(ends)}d", *ends))
-        + _bytes(7, struct.pack(f"<{len(counts)}d", *counts))
+        double_field(1, float(numbers.min(initial=_LARGEST)))
+        + double_field(2, float(numbers.max(initial=-_LARGEST)))
+        + double_field(3, float(numbers.size))
+        + double_field(4, functools.reduce(float.__add__, numbers.tolist(), 0.0))
+        + double_field(5, functools.reduce(float.__add__, (numbers * numbers).tolist(), 0.0))
+        + bytes_field(6, struct.pack(f"<{len(ends)}d", *ends))
+        + bytes_field(7, struct.pack(f"<{len(counts)}d", *counts))
     )
     return _scalar(_value(_tag(tag), 5, histogram))
 
@@ -133,11 +109,11 @@ def _tensor(x: Any, kind: DType) -> bytes:
 
 
 def _of_tensor(xp: Any, x: Any, *, T: DType, node: Node) -> Array:
-    return _scalar(_bytes(1, _bytes(7, node.name.encode()) + _bytes(8, _tensor(x, T))))
+    return _scalar(bytes_field(1, bytes_field(7, node.name.encode()) + bytes_field(8, _tensor(x, T))))
 
 
 def _of_tagged_tensor(xp: Any, tag: Any, x: Any, metadata: Any, *, T: DType) -> Array:
-    return _scalar(_value(_tag(tag), 8, _tensor(x, T), _bytes(9, _tag(metadata))))
+    return _scalar(_value(_tag(tag), 8, _tensor(x, T), bytes_field(9, _tag(metadata))))
 
 
 # Sounds and pictures
@@ -166,8 +142,8 @@ def _sounds(tag: Any, x: Any, rate: float, limit: int) -> Array:
     result = b""
     for name, samples in zip(_each(_tag(tag), b"audio", len(sounds), limit), sounds, strict=False):
         frames, channels = samples.shape
-        audio = _float(1, rate) + _integer(2, channels) + _integer(3, frames)
-        result += _value(name, 6, audio + _bytes(4, _wave(samples, round(rate))) + _bytes(5, b"audio/wav"))
+        audio = float_field(1, rate) + integer_field(2, channels) + integer_field(3, frames)
+        result += _value(name, 6, audio + bytes_field(4, _wave(samples, round(rate))) + bytes_field(5, b"audio/wav"))
     return _scalar(result)
 
 
@@ -205,7 +181,12 @@ def _pictures(xp: Any, tag: Any, x: Any, *, max_images: int, bad_color: Any) -> 
     for name, pixels in zip(_each(_tag(tag), b"image", len(x), max_images), x, strict=False):
         height, width, channels = pixels.shape
         shown = pixels if pixels.dtype == np.uint8 else _to_bytes(pixels, bad)
-        picture = _integer(1, height) + _integer(2, width) + _integer(3, channels) + _bytes(4, _png(shown))
+        picture = (
+            integer_field(1, height)
+            + integer_field(2, width)
+            + integer_field(3, channels)
+            + bytes_field(4, _png(shown))
+        )
         result += _value(name, 4, picture)
     return _scalar(result)
 
@@ -213,31 +194,12 @@ def _pictures(xp: Any, tag: Any, x: Any, *, max_images: int, bad_color: Any) -> 
 # Several as one
 
 
-def _length(text: bytes, at: int) -> tuple[int, int]:
-    """A varint and where it ends."""
-    number, shift = 0, 0
-    while at < len(text):
-        number |= (text[at] & 127) << shift
-        at, shift = at + 1, shift + 7
-        if text[at - 1] < 128:
-            return number, at
-    raise InvalidArgument("What is to be merged is no serialised Summary.")
-
-
 def _tags(summary: bytes) -> list[bytes]:
     """The tags of a Summary's values. Raises InvalidArgument where it is none."""
     tags: list[bytes] = []
-    at = 0
-    while at < len(summary):
-        key, at = _length(summary, at)
-        size, at = _length(summary, at)
-        value = summary[at : at + size]
-        at += size
-        if key != 10 or at > len(summary):
-            raise InvalidArgument("What is to be merged is no serialised Summary.")
-        if value[:1] == b"\n":
-            length, start = _length(value, 1)
-            tags.append(value[start : start + length])
+    for number, _, value in fields(summary):
+        if number == 1 and isinstance(value, bytes):
+            tags += [tag for field, _, tag in fields(value) if field == 1 and isinstance(tag, bytes)]
     return tags
 
 
