@@ -8,7 +8,7 @@ import gradserve.autodiff  # some ops are made of gradients
 import gradserve.ops  # noqa: F401
 from gradserve.graph import op
 from gradserve.graph.op import NoRule, Op
-from gradserve.ops.left_out import REASONS
+from gradserve.ops.left_out import FAMILIES, REASONS
 
 PAGE = Path(__file__).with_name("ops.md")
 
@@ -36,6 +36,12 @@ with the reason.
 | op | reason |
 |---|---|
 """
+_FAMILIES = """
+Whole families are left out too:
+
+| family | pattern of the names | reason |
+|---|---|---|
+"""
 
 
 def page() -> str:
@@ -48,7 +54,13 @@ def page() -> str:
     )
     rows = [_row(known[name]) for name in sorted(known)]
     reasons = [f"| `{name}` | {REASONS[name]} |" for name in sorted(REASONS)]
-    return head + "\n".join(rows) + "\n" + _LEFT_OUT + "\n".join(reasons) + "\n"
+    families = [f"| {family} | `{_escaped(pattern)}` | {why} |" for family, pattern, why in FAMILIES]
+    parts = [head, *rows, _LEFT_OUT[:-1], *reasons, _FAMILIES[:-1], *families]
+    return parts[0] + "\n".join(parts[1:]) + "\n"
+
+
+def _escaped(pattern: str) -> str:
+    return pattern.replace("|", "\\|")
 
 
 def _row(definition: Op) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 
 import numpy as np
@@ -11,7 +12,7 @@ import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
 from gradserve.errors import NoGradient, UnsupportedOp
 from gradserve.graph import codec, op
-from gradserve.ops.left_out import REASONS
+from gradserve.ops.left_out import FAMILIES, REASONS
 from gradserve.v1 import graph_pb2, tensor_pb2
 from gradserve.workers.engines import numpy as engine
 from gradserve.workers.segment import Segment, State
@@ -25,6 +26,8 @@ def test_the_page_is_current() -> None:
 
 def test_no_op_is_both_defined_and_left_out() -> None:
     assert not set(REASONS) & set(op.catalogue())
+    for _, pattern, _ in FAMILIES:
+        assert not [name for name in op.catalogue() if re.fullmatch(pattern, name)]
 
 
 def _graph(kind: str) -> graph_pb2.GraphDef:
@@ -36,7 +39,17 @@ def _graph(kind: str) -> graph_pb2.GraphDef:
     return message
 
 
-@pytest.mark.parametrize(("kind", "why"), [("PyFunc", "Python function"), ("Whatever", "no such op")])
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("PyFunc", "Python function"),
+        ("Whatever", "no such op"),
+        ("IteratorGetNext", "feed what the iterator gives"),
+        ("RestoreV2", "checkpoints"),
+        ("DecodeJpeg", "pictures"),
+        ("QueueDequeueManyV2", "input queues"),
+    ],
+)
 def test_running_an_op_that_is_left_out_says_why(kind: str, why: str) -> None:
     graph = codec.graph_from_message(_graph(kind))
     with pytest.raises(UnsupportedOp, match=why) as caught:

@@ -36,7 +36,7 @@ from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_
 from gradserve.graph.handles import held_by
 from gradserve.graph.op import NoRule, Op, raw
 from gradserve.graph.unbroadcast import unbroadcast
-from gradserve.ops.left_out import REASONS
+from gradserve.ops.left_out import reason
 from gradserve.ops.slices import densify
 
 UNCONNECTED = ("none", "zero")
@@ -303,7 +303,7 @@ class _Sweep:
         if definition is None:
             if override is not None:
                 raise self._no_gradient(node, missing_gradient(override))
-            left_out = REASONS.get(node.type)
+            left_out = reason(node.type)
             raise self._no_gradient(node, f"the op is left out, because {left_out}" if left_out else op.MISSING.why)
         rule = definition.gradient
         if isinstance(rule, NoRule):

@@ -1,9 +1,11 @@
-"""TensorFlow's op types that have a gradient, or are registered as having none, and that don't run here: the reasons.
+"""TensorFlow's op types that don't run here: the reasons, one by one or by family.
 
 Graphs that contain them can be stored, given back, and differentiated elsewhere; running one raises UnsupportedOp.
 """
 
 from __future__ import annotations
+
+import re
 
 from gradserve.errors import UnsupportedOp
 from gradserve.graph.graph import Node
@@ -62,8 +64,49 @@ REASONS: dict[str, str] = {
 """Op type to the reason why it does not run here."""
 
 
+_PIPELINES = "it belongs to tf.data's input pipelines: feed what the iterator gives in place of the iterator's output"
+_CHECKPOINTS = (
+    "it reads or writes TensorFlow's checkpoints, which are files: assign the values to a session's variables instead"
+)
+_PICTURES = "it reads or writes pictures and sounds: decode them beside the client, and feed or fetch the numbers"
+_INTEGERS = (
+    "it computes in the integers of TensorFlow's kernels for phones and some processors: send the graph in floats, or"
+    " put Dequantize before it"
+)
+_REPLICAS = "it gathers the gradients of TensorFlow 1's replicas: ask for gradients with shards instead"
+_TREES = "its trees are kept in a resource of TensorFlow's own: serve them with a library of trees"
+_EVENTS = "it writes events to a file of the server: fetch the summary, and write it beside the client"
+
+FAMILIES: tuple[tuple[str, str, str], ...] = (
+    ("input pipelines", r".*Dataset.*|.*Iterator.*|.*SeedGenerator|.*MemoryCache|.*Snapshot.*|.*StatsAggregator.*"
+     r"|.*ThreadPoolHandle|(C|Unc)ompressElement|GetOptions|MapDefun|WindowOp|ComputeBatchSize", _PIPELINES),
+    ("programs for TPUs", r".*TPU.*|.*Xla.*|(In|Out)feed(De|En)queue.*|.*SparseCore.*|.*PhysicalReplica|Prelinearize.*"
+     r"|ConvertToCooTensor|StoreMinibatchStatistics.*|GlobalIterId", _TPU),
+    ("gathered gradients", r".*Accumulator.*", _REPLICAS),
+    ("between devices", r"Collective.*|Send|Recv|Nccl.*", _COLLECTIVE),
+    ("queues and stages", r".*Queue.*|RecordInput|Barrier.*|(Ordered)?(Map)?(Uns|S)tage.*"
+     r"|(Ordered)?Map(Clear|Peek|Size|IncompleteSize|UnstageNoKey)|Batch(Function)?|Unbatch(Grad)?", _QUEUES),
+    ("checkpoints", r"Save.*|Restore.*|MergeV2Checkpoints|DistributedSave|Sharded.*|DisableCopyOnRead", _CHECKPOINTS),
+    ("events", r".*SummaryWriter|Write.*Summary|CreateSummary.*|ImportEvent", _EVENTS),
+    ("files", r".*Reader.*|.*File.*|ImmutableConst", _FILES),
+    ("pictures and sounds", r"(Decode|Encode).*(Jpeg|Png|Bmp|Gif|Image|Jxl|WebP|Wav)(VariableQuality)?|ExtractJpegShape",
+     _PICTURES),
+    ("integer arithmetic", r"Quantized.*|Requantiz.*|QuantizeDown.*|UniformQuantized.*|UniformRequantize", _INTEGERS),
+    ("boosted trees", r"(Is)?BoostedTrees.*", _TREES),
+    ("the debugger", r"Debug.*|Copy(Host)?", _DEBUGGER),
+)  # fmt: skip
+"""What a family of op types is, a pattern of their names, and the reason."""
+
+
+def reason(kind: str) -> str | None:
+    """Why an op type doesn't run here, where it is left out on purpose."""
+    if kind in REASONS:
+        return REASONS[kind]
+    return next((why for _, pattern, why in FAMILIES if re.fullmatch(pattern, kind)), None)
+
+
 def unsupported(node: Node) -> UnsupportedOp:
     """The error of a node that can't be run: why, where the op is left out on purpose."""
-    why = REASONS.get(node.type)
+    why = reason(node.type)
     ending = f", because {why}." if why else ": no such op is known."
     return UnsupportedOp(f"{node.name}: the op {node.type} can't be run here{ending}", node=node.name, op=node.type)
