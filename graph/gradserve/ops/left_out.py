@@ -78,7 +78,7 @@ _TREES = "its trees are kept in a resource of TensorFlow's own: serve them with 
 _EVENTS = "it writes events to a file of the server: fetch the summary, and write it beside the client"
 
 FAMILIES: tuple[tuple[str, str, str], ...] = (
-    ("input pipelines", r".*Dataset.*|.*Iterator.*|.*SeedGenerator|.*MemoryCache|.*Snapshot.*|.*StatsAggregator.*"
+    ("input pipelines", r".*Dataset.*|.*Iterator.*|.*SeedGenerator|.*MemoryCache|.*StatsAggregator.*"
      r"|.*ThreadPoolHandle|(C|Unc)ompressElement|GetOptions|MapDefun|WindowOp|ComputeBatchSize", _PIPELINES),
     ("programs for TPUs", r".*TPU.*|.*Xla.*|(In|Out)feed(De|En)queue.*|.*SparseCore.*|.*PhysicalReplica|Prelinearize.*"
      r"|ConvertToCooTensor|StoreMinibatchStatistics.*|GlobalIterId", _TPU),
