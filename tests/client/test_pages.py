@@ -79,7 +79,7 @@ def test_the_demo_learns_the_digits(tmp_path: Path) -> None:
 
 def test_what_the_demo_prints_works_elsewhere(client: gs.Client, tmp_path: Path) -> None:
     (tmp_path / "digits.pb").write_bytes(demo.network(1).graph.as_graph_def().SerializeToString())
-    shown = demo.SAME.replace("GRAPH", str(tmp_path / "digits.pb")).replace("localhost:50051", client.address)
+    shown = demo.SAME.replace("GRAPH", str(tmp_path / "digits.pb")).replace("localhost:7433", client.address)
     lines = re.findall(r"^    (import .*|session = .*|for _ .*)$", shown, re.M)
     assert len(lines) == 3
     losses = [float(text) for text in re.findall(r"array\(([\d.e-]+)", python("\n".join(lines)))]
