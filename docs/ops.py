@@ -37,7 +37,7 @@ with the reason.
 |---|---|
 """
 _FAMILIES = """
-Whole families are left out too:
+Whole families are left out too: every op whose name matches and that is in no table above.
 
 | family | pattern of the names | reason |
 |---|---|---|
