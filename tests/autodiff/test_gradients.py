@@ -279,3 +279,12 @@ def test_empty_xs_and_empty_ys(graph: Graph) -> None:
     x = _x()
     assert gradients(raw.Sin(x), []) == []
     assert gradients([], [x]) == [None]
+
+
+def test_an_x_beside_an_output_on_the_way_gets_zeros(graph: Graph) -> None:
+    x = _x((2, 3))
+    first, second = raw.Split.outputs(0, x, num_split=2)
+    assert gradients([second], [first]) == [None]
+    beside, above = gradients([second], [first, x])
+    found = run([beside, above], [x], [np.ones((2, 3))])
+    assert [dx.tolist() for dx in found] == [[[0, 0, 0]], [[0, 0, 0], [1, 1, 1]]]

@@ -174,3 +174,22 @@ def test_outside_of_their_domain_bessel_functions_keep_the_value_at_zero() -> No
         ys = [raw.BesselK0(place), raw.BesselK1e(place), raw.BesselY0(place), raw.BesselY1(place), raw.Expint(place)]
         assert [y.tolist()[0] for y in run(ys, [place], [x])][:4] == [np.inf, np.inf, -np.inf, -np.inf]
         assert np.isnan(run(ys[4:], [place], [x])[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "axes"),
+    [
+        ([1, 3], [1, 3], ([], [])),
+        ([1], [1, 1], ([0, 1], [0, 1])),
+        ([1, 1], [1, 3], ([0, 1], [0])),
+        ([2, 3], [3], ([], [0])),
+        ([0, 1], [], ([1], [0, 1])),
+    ],
+)
+def test_axes_of_broadcasting_are_all_with_a_one(left: list[int], right: list[int], axes: tuple[Any, Any]) -> None:
+    with Graph().as_default():
+        sizes = [raw.Placeholder(dtype=np.int32, shape=(len(shape),)) for shape in (left, right)]
+        found = run(
+            list(raw.BroadcastGradientArgs.outputs(*sizes)), sizes, [np.array(s, np.int32) for s in (left, right)]
+        )
+    assert tuple(side.tolist() for side in found) == axes

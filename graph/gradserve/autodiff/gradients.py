@@ -283,6 +283,9 @@ class _Sweep:
                 raw.ZerosLike(tensor) if total is None and tensor.dtype.is_trainable else total
                 for tensor, total in zip(outputs, flowing, strict=True)
             ]
+            for tensor, zeros in zip(outputs, complete, strict=True):
+                if self.totals[tensor] is None:  # an x beside an output that y depends on gets these zeros
+                    self.totals[tensor] = zeros
             scope = node.name
             with self.graph.name_scope(f"{scope}_grad"):
                 results = rule(complete)

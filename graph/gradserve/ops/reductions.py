@@ -419,22 +419,21 @@ define(
 
 
 def _broadcast_axes(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
-    """For each of two shapes, the axes over which a cotangent of the broadcast shape is summed for it."""
+    """For each of two shapes, the axes over which a cotangent of the broadcast shape is summed for it.
+
+    As in TensorFlow these are all axes where the shape has a 1 or nothing, and none where the shapes are the same.
+    """
     left, right = [int(size) for size in a], [int(size) for size in b]
     try:
-        full = np.broadcast_shapes(tuple(left), tuple(right))
+        rank = len(np.broadcast_shapes(tuple(left), tuple(right)))
     except ValueError:
         raise InvalidShape(f"Shapes {left} and {right} can't be broadcast together.", a=left, b=right) from None
-    rank = len(full)
 
-    def axes(shape: list[int], other: list[int]) -> Any:
+    def axes(shape: list[int]) -> Any:
         padded = [1] * (rank - len(shape)) + shape
-        beside = [1] * (rank - len(other)) + other
-        lead = rank - len(shape)
-        found = [k for k in range(rank) if padded[k] == 1 and (beside[k] != 1 or k < lead or rank - len(other) > k)]
-        return np.array(found, a.dtype)
+        return np.array([] if left == right else [k for k in range(rank) if padded[k] == 1], a.dtype)
 
-    return axes(left, right), axes(right, left)
+    return axes(left), axes(right)
 
 
 define(
