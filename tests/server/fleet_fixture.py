@@ -33,6 +33,15 @@ def make(fleet: str, workers: int, **options: Any) -> Fleet:
     return LocalFleet(LocalOptions(workers=workers, **options))
 
 
+def held(runtime: Runtime) -> int:
+    """How many tensors the fleet keeps outside of messages."""
+    fleet = runtime._fleet
+    if isinstance(fleet, RayFleet):
+        return len(fleet._values)
+    assert isinstance(fleet, LocalFleet)
+    return len(fleet._blocks)
+
+
 class Recorder:
     """A listener that writes events down."""
 

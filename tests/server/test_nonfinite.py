@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 import gradserve.client as gs
 
 
-@pytest.fixture(scope="module")
-def client():
-    with gs.Client.embedded(workers=2, engine="numpy", timeout_seconds=60) as connected:
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))])
+def client(request: pytest.FixtureRequest) -> Iterator[gs.Client]:
+    """Each kind of fleet behind a server."""
+    options: dict[str, str] = {}
+    if request.param == "ray":
+        options = {"fleet": "ray", "ray_address": request.getfixturevalue("ray_cluster").address}
+    with gs.Client.embedded(workers=2, engine="numpy", timeout_seconds=60, **options) as connected:
         yield connected
 
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import tracemalloc
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,12 +115,21 @@ def branching(draw: np.random.Generator, devices: int) -> tuple[Graph, list[str]
 
 @pytest.mark.parametrize(("workers", "compiled"), [(1, False), (2, False), (1, True)])
 def test_no_bit_of_a_result_changes(workers: int, compiled: bool) -> None:
+    recompute(workers, compiled, "local")
+
+
+def test_no_bit_of_a_result_changes_on_a_cluster(ray_cluster: Any) -> None:
+    recompute(2, False, "ray")
+
+
+def recompute(workers: int, compiled: bool, fleet: str) -> None:
+    """Compares results under two budgets with those of no budget."""
     graph, fetches = branching(np.random.default_rng(2), workers)
     x = {"x:0": np.random.default_rng(3).normal(size=(64, 16)).astype(np.float32)}
     smallest = least(graph, fetches, (64, 16))
 
     async def scenario() -> None:
-        async with running(workers, engine="xla" if compiled else "numpy", compile_now=True) as runtime:
+        async with running(workers, fleet=fleet, engine="xla" if compiled else "numpy", compile_now=True) as runtime:
             expected = [array.copy() for array in await runtime.run("g", graph, x, fetches)]
             assert len(expected) == 26
             for budget in (smallest, smallest * 5 // 4):
