@@ -124,7 +124,12 @@ class _Incarnation:
 
 @dataclass(slots=True)
 class _Run:
-    """A call that is under way."""
+    """A call that is under way.
+
+    Attributes:
+        given: the stored tensors that it reads.
+        news: set when the loss of a worker has been told since the call went out.
+    """
 
     attempt: int
     segment: int
@@ -134,6 +139,7 @@ class _Run:
     given: list[Stored]
     outputs: list[Stored]
     updates: list[Any]
+    news: asyncio.Event
 
 
 class _Slot:
@@ -164,6 +170,7 @@ class RayFleet(Fleet):
         self._closing = False
         self._owns_ray = False
         self._changed = asyncio.Event()
+        self._news = asyncio.Event()
         self._ray: Any = None
         self._fetcher = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._severed = asyncio.Event()
@@ -279,7 +286,7 @@ class RayFleet(Fleet):
         self._values.update(outputs)
         run = _Run(
             submission.attempt, submission.segment, submission.fetched, written, status, arguments.given, outputs,
-            rest[count:],
+            rest[count:], self._news,
         )  # fmt: skip
         life.runs[submission.attempt, submission.segment] = run
         self._when_done(status, lambda done: self._answered(worker, life, run, done))
@@ -379,14 +386,15 @@ class RayFleet(Fleet):
             self._listener.failed(worker, run.attempt, run.segment, failure)
 
     def _missing(self, worker: int, life: _Incarnation, run: _Run) -> None:
-        """Something that a call needed is gone: told unless the loss of a worker tells it in time."""
+        """Something that a call needed is gone: told when the loss of a worker has been, or is not heard of in time."""
         self._end(life, run)
+        self._keep(self._loop.create_task(self._tell_missing(worker, life, run)))
 
-        def tell() -> None:
-            if life.alive and not self._closing:
-                self._listener.missing(worker, run.attempt, run.segment)
-
-        self._loop.call_later(_NEWS_SECONDS, tell)
+    async def _tell_missing(self, worker: int, life: _Incarnation, run: _Run) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(run.news.wait(), _NEWS_SECONDS)
+        if life.alive and not self._closing:
+            self._listener.missing(worker, run.attempt, run.segment)
 
     # Tensors
 
@@ -604,6 +612,8 @@ class RayFleet(Fleet):
         log.warning("Worker %d on %s was lost; it starts again.", index, life.host)
         self._listener.lost(index)
         life.ended.set()
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _save(self, worker: int) -> None:
         """Puts what a lost machine made and this one has into the object store here."""
