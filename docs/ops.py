@@ -9,6 +9,7 @@ import gradserve.ops  # noqa: F401
 from gradserve.graph import op
 from gradserve.graph.op import NoRule, Op
 from gradserve.ops.left_out import FAMILIES, REASONS
+from gradserve.workers.engines.xla_kernels import KERNELS
 
 PAGE = Path(__file__).with_name("ops.md")
 
@@ -21,8 +22,9 @@ them with a gradient; {left_out} are left out, each with its reason.
 and *missing* raise LookupError.
 - **Higher order**: rules are made of ops that have rules themselves, so *any* means that no order is the last.
 - **Engines**: *all*: traced and compiled by `xla`, run on the GPU by `cupy`. *host*: it runs on NumPy beside them, as \
-strings, variants, and outputs whose shape depends on data can't be compiled. *engine*: the engine handles it itself \
-(placeholders, calls of functions).
+strings, variants, and outputs whose shape depends on data can't be compiled. *xla, host*: `xla` compiles it with a \
+kernel of its own, elsewhere it runs on NumPy. *engine*: the engine handles it itself (placeholders, calls of \
+functions).
 
 | op | forward | gradient | higher order | engines |
 |---|---|---|---|---|
@@ -77,6 +79,8 @@ def _engines(definition: Op) -> str:
         return "engine"
     arguments = (*definition.signature.inputs, *definition.signature.outputs)
     on_host = definition.dynamic or any(entry.dtype is not None and entry.dtype.kind in "sv" for entry in arguments)
+    if definition.name in KERNELS:
+        return "xla, host"
     return "host" if on_host else "all"
 
 

@@ -13,6 +13,7 @@ computed again to save memory begins a piece of its own.
 from __future__ import annotations
 
 import enum
+from collections.abc import Container
 from dataclasses import dataclass
 
 from gradserve.graph.graph import Node, Tensor
@@ -51,12 +52,15 @@ class Piece:
     outputs: tuple[Tensor, ...]
 
 
-def split(segment: Segment) -> list[Piece]:
-    """The pieces of a segment, in the order in which they run."""
+def split(segment: Segment, compiled: Container[str] = ()) -> list[Piece]:
+    """The pieces of a segment, in the order in which they run.
+
+    `compiled` are the op types that the engine can trace though their own kernel only runs on NumPy.
+    """
     nodes = segment.nodes()
     fed = frozenset(segment.feeds)
     wanted = _wanted_on_host(nodes)
-    kinds = _kinds(nodes, fed, wanted)
+    kinds = _kinds(nodes, fed, wanted, compiled)
     ranks = _ranks(nodes, fed, kinds)
     pieces: list[Piece] = []
     own: dict[int, list[Node]] = {}
@@ -110,7 +114,9 @@ def _wanted_on_host(nodes: list[Node]) -> set[Tensor]:
     return wanted
 
 
-def _kinds(nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor]) -> dict[Node, Kind]:
+def _kinds(
+    nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor], compiled: Container[str]
+) -> dict[Node, Kind]:
     kinds: dict[Node, Kind] = {}
     for node in nodes:
         op = node.op
@@ -118,6 +124,8 @@ def _kinds(nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor]) -> di
             kinds[node] = Kind.HOST
         elif node.type == "Const":
             kinds[node] = Kind.TRACE
+        elif node.type in compiled:
+            kinds[node] = Kind.HOST if any(tensor in wanted for tensor in node.outputs) else Kind.DEVICE
         elif op.dynamic or _draws(node, op) or any(t.dtype.kind in _HOST_ONLY for t in (*node.inputs, *node.outputs)):
             kinds[node] = Kind.HOST
         elif op.static is not None:

@@ -18,11 +18,13 @@ import numpy as np
 from gradserve.errors import GradserveError, InvalidArgument
 from gradserve.graph import checks
 from gradserve.graph.graph import Node, Tensor
+from gradserve.graph.op import BoundRule
 from gradserve.graph.variants import Variant
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.caller import Caller
 from gradserve.workers.engines.split import Kind, Piece, host_positions, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
+from gradserve.workers.engines.xla_kernels import KERNELS
 from gradserve.workers.segment import Handle, Segment, State
 
 # 64-bit values would narrow silently without it.
@@ -84,7 +86,7 @@ class _Warming:
 def compile_program(segment: Segment) -> Compiled:
     """The segment compiled at its first call."""
     call = Caller(compile_program)
-    parts = split(segment)
+    parts = split(segment, KERNELS)
     pieces = [_runner(piece, call) for piece in parts]
     feeds, fetches = segment.feeds, segment.fetches
     dying = _last_reads(parts, fetches)
@@ -138,10 +140,11 @@ def _on_host(value: Any) -> Any:
     return np.asarray(value) if isinstance(value, jax.Array) else value
 
 
-def _bound(node: Node, call: Caller) -> tuple[Callable[..., Any], tuple[int, ...], bool]:
+def _bound(node: Node, call: Caller, own: BoundRule | None = None) -> tuple[Callable[..., Any], tuple[int, ...], bool]:
+    """Kernel (the engine's own, where there is one), inputs to dereference, and whether it takes the state."""
     definition = reference.definition_of(node)
     return (
-        reference.kernel_of(node, definition, call),
+        reference.kernel_of(node, definition, call) if own is None else own.bind(node, node.attrs),
         reference.references(node),
         reference.takes_state(definition),
     )
@@ -169,7 +172,7 @@ class _DeviceRunner:
 
     def __init__(self, piece: Piece, call: Caller) -> None:
         self.piece = piece
-        self.steps = [(node, *_bound(node, call)) for node in piece.nodes]
+        self.steps = [(node, *_bound(node, call, KERNELS.get(node.type))) for node in piece.nodes]
         self.static = [t for t in piece.inputs if t in piece.static or is_variable(t)]
         self.dynamic = [t for t in piece.inputs if t not in self.static]
         self.literals = [
