@@ -1,7 +1,8 @@
-"""Blocks of shared memory in which a client on the server's host hands over large feeds: one copy, no message.
+"""Blocks of shared memory through which a client on the server's host hands over large feeds and gets large results.
 
-A block that a call has ended with is used again, its pages already there. A client's blocks go when it is closed or
-ends; those of a client that was killed when the next one starts.
+The client makes them all, those for results too: it offers one with a call, and the server writes there. A block that
+a call has ended with is used again, its pages already there; one that holds results, when the last of them is gone. A
+client's blocks go when it is closed or ends; those of a client that was killed when the next one starts.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ import threading
 import uuid
 import weakref
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradserve.errors import Unavailable
 
 FOLDER = Path("/dev/shm")
 _PREFIX = "gradserve-client-"
 _MOST_IDLE_BYTES = 512 << 20
+_MOST_LENT_BYTES = 2 << 30
+_MOST_LENT = 256  # each has a file open
 _STEP = 1 << 20
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "ipv4:127.0.0.1", "ipv6:[::1]")
 
@@ -38,11 +46,36 @@ class Block:
             self.remove()
             raise
 
+    def reach(self, size: int) -> None:
+        """Maps all that a server has appended. Raises Unavailable where there are fewer bytes than that."""
+        length = os.fstat(self.descriptor).st_size
+        if length < size:
+            raise Unavailable(f"A result broke off after {length:,} of {size:,} bytes in {self.name}.", bytes=length)
+        if length > len(self.memory):
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)  # a fault a page would cost more
+            self.memory = mmap.mmap(self.descriptor, length, flags)
+
     def remove(self) -> None:
-        """Takes the name away; the memory lives on where it is mapped."""
+        """Takes the name away; the memory lives on where it is mapped. Removing twice does nothing."""
+        if self.descriptor < 0:
+            return
         with contextlib.suppress(FileNotFoundError):
             os.unlink(FOLDER / self.name)
         os.close(self.descriptor)
+        self.descriptor = -1
+
+
+class _Lease:
+    """What results stand on: it gives their block back when the last of them is gone."""
+
+    def __init__(self, blocks: Blocks, block: Block) -> None:
+        self._blocks = blocks
+        self._block = block
+        self._array = np.frombuffer(block.memory, np.uint8)
+        self.__array_interface__ = self._array.__array_interface__
+
+    def __del__(self) -> None:
+        self._blocks.give_back(self._block, unread=False)
 
 
 class Blocks:
@@ -50,8 +83,10 @@ class Blocks:
 
     def __init__(self) -> None:
         self._idle: list[Block] = []
-        self._lock = threading.Lock()
-        self._finalizer = weakref.finalize(self, _remove_all, self._idle, self._lock)
+        self._lent: list[Block] = []
+        self._result_bytes = _STEP
+        self._lock = threading.RLock()  # the end of a result may give its block back at any moment, here too
+        self._finalizer = weakref.finalize(self, _remove_all, self._idle, self._lent, self._lock)
         _remove_stale()
 
     def take(self, size: int) -> Block | None:
@@ -67,9 +102,29 @@ class Blocks:
         except OSError:
             return None
 
-    def give_back(self, block: Block, *, unread: bool) -> None:
-        """Keeps a block for the next feed; one that a server may still read is removed, its content left alone."""
+    def offer(self) -> Block | None:
+        """A block for results, as large as `expect` said; None where none is left, or results hold too much."""
         with self._lock:
+            lent = sum(len(block.memory) for block in self._lent)
+            if lent + self._result_bytes > _MOST_LENT_BYTES or len(self._lent) >= _MOST_LENT:
+                return None
+        return self.take(self._result_bytes)
+
+    def expect(self, size: int) -> None:
+        """Results of so many bytes are what to offer a block for."""
+        self._result_bytes = size
+
+    def lend(self, block: Block) -> np.ndarray[Any, Any]:
+        """The bytes of a block that was offered; when the last view of them is gone, it is given back."""
+        with self._lock:
+            self._lent.append(block)
+        return np.asarray(_Lease(self, block))
+
+    def give_back(self, block: Block, *, unread: bool) -> None:
+        """Keeps a block for the next call; one that a server may still use is removed, its content left alone."""
+        with self._lock:
+            if block in self._lent:
+                self._lent.remove(block)
             idle = sum(len(other.memory) for other in self._idle)
             if not unread and self._finalizer.alive and idle + len(block.memory) <= _MOST_IDLE_BYTES:
                 self._idle.append(block)
@@ -77,7 +132,7 @@ class Blocks:
         block.remove()
 
     def close(self) -> None:
-        """Removes every idle block. Closing twice does nothing."""
+        """Removes every block; results that stand in one stay good. Closing twice does nothing."""
         self._finalizer()
 
 
@@ -88,10 +143,11 @@ def for_address(address: str) -> Blocks | None:
     return Blocks() if local and FOLDER.is_dir() and os.access(FOLDER, os.W_OK) else None
 
 
-def _remove_all(idle: list[Block], lock: threading.Lock) -> None:
+def _remove_all(idle: list[Block], lent: list[Block], lock: contextlib.AbstractContextManager[Any]) -> None:
     with lock:
-        while idle:
-            idle.pop().remove()
+        for blocks in (idle, lent):
+            while blocks:
+                blocks.pop().remove()
 
 
 def _remove_stale() -> None:

@@ -131,12 +131,17 @@ def run(
             fetches=[tensor_name(entry, "A fetch") for entry in many(fetches)],
             targets=[node_name(entry, "A target") for entry in many(targets)],
             options=run_options(
-                shards, split, reduction, memory_budget_bytes=memory_budget, allow_soft_placement=allow_soft_placement
+                shards,
+                split,
+                reduction,
+                memory_budget_bytes=memory_budget,
+                allow_soft_placement=allow_soft_placement,
+                result_block=writer.offer(),
             ),
             request_id=_new_id() if _in_session(graph) else "",
         )
         response = yield from deadline.unary("gradients", "Run", request)
-        return (yield from read_values(response.fetches, deadline))
+        return (yield from read_values(response.fetches, writer))
 
     return (yield from _with_references(client, timeout_seconds, send))
 
@@ -205,11 +210,12 @@ def compute_gradients(
                 memory_budget_bytes=memory_budget,
                 allow_soft_placement=allow_soft_placement,
                 find_nonfinite=find_nonfinite,
+                result_block=writer.offer(),
             ),
             request_id=_new_id() if _in_session(graph) else "",
         )
         response = yield from deadline.unary("gradients", "ComputeGradients", request)
-        return (yield from read_gradients(response, deadline))
+        return (yield from read_gradients(response, writer))
 
     return (yield from _with_references(client, timeout_seconds, send))
 
@@ -313,12 +319,12 @@ def get_graph_def(client: Connection, name: str, *, timeout_seconds: float | Non
     deadline = Deadline(client.timeout_seconds if timeout_seconds is None else timeout_seconds)
     request = wire.GetGraphRequest(name=name, include_graph_def=True)
     response = yield from deadline.unary("gradients", "GetGraph", request)
-    return (yield from _read_graph(response.graph_value, deadline))
+    return (yield from _read_graph(response.graph_value, Writer(deadline)))
 
 
-def _read_graph(value: wire.GraphValue, deadline: Deadline) -> Call[graph_pb2.GraphDef]:
+def _read_graph(value: wire.GraphValue, writer: Writer) -> Call[graph_pb2.GraphDef]:
     if value.WhichOneof("kind") == "reference":
-        array = yield from read_value(wire.TensorValue(reference=value.reference), deadline)
+        array = yield from read_value(wire.TensorValue(reference=value.reference), writer)
         return graph_pb2.GraphDef.FromString(array.tobytes())
     return value.graph_def
 
@@ -376,7 +382,7 @@ def add_gradients(
         )  # fmt: skip
         request = wire.AddGradientsRequest(source=source, gradients=options, etag=etag, request_id=request_id)
         response = yield from deadline.unary("gradients", "AddGradients", request)
-        added = yield from _read_graph(response.added, deadline)
+        added = yield from _read_graph(response.added, writer)
         response.added.graph_def.CopyFrom(added)
         return response
 

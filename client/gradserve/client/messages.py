@@ -7,6 +7,7 @@ implementation takes, goes by reference through the TensorService, under a name 
 from __future__ import annotations
 
 import hashlib
+import math
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from gradserve.autodiff.aggregate import as_method
 from gradserve.client.blocks import Block, Blocks
 from gradserve.client.call import CHUNK_BYTES, Array, Call, Copy, Deadline
 from gradserve.client.results import Cause, GradientResult, NonFinite, Range, Reason
-from gradserve.errors import InvalidArgument, InvalidType, NotFound
+from gradserve.errors import InvalidArgument, InvalidType, NotFound, Unavailable
 from gradserve.graph import codec, dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, to_array
@@ -86,7 +87,7 @@ def digest_name(data: memoryview, number: int, dims: Sequence[int]) -> str:
 
 
 class Writer:
-    """Writes the values of one request.
+    """Writes the values of one request, and takes the large ones of its answer.
 
     Attributes:
         deadline: of the call.
@@ -102,6 +103,9 @@ class Writer:
         self.shared: set[str] = set()
         self._lent: list[Block] = []
         self._used = 0
+        self._offered: Block | None = None
+        self._end = 0  # of the results in it
+        self._results: Array | None = None
 
     def value(self, value: Any, dtype: DType | None = None) -> Call[wire.TensorValue]:
         """An array as a value, sent ahead where it is large."""
@@ -152,8 +156,36 @@ class Writer:
 
     def end(self, *, unread: bool) -> None:
         """Gives the blocks back; `unread`: a server may still read them."""
+        if self._results is not None and self.blocks is not None:
+            self.blocks.expect(self._end)
+        elif self._offered is not None:
+            self._lent.append(self._offered)
+        self._results = self._offered = None
         while self.blocks is not None and self._lent:
             self.blocks.give_back(self._lent.pop(), unread=unread)
+
+    def offer(self) -> str:
+        """The name of a block for large results, "" where that is not the way."""
+        self._offered = self.blocks.offer() if self.blocks is not None else None
+        return self._offered.name if self._offered is not None else ""
+
+    def received(self, found: wire.SharedMemory) -> Array:
+        """A result in the block that was offered: a view of it, or a copy where it is small.
+
+        Raises Unavailable where it is not there.
+        """
+        block = self._offered
+        if self.blocks is None or block is None or found.block != block.name:
+            raise Unavailable(f"A result came in {found.block!r}, which was not offered.", block=found.block)
+        dtype = dtypes.from_number(found.dtype).numpy
+        count = math.prod(found.dims)
+        self._end = max(self._end, found.offset + count * dtype.itemsize)
+        block.reach(self._end)
+        if count * dtype.itemsize < INLINE_BYTES:
+            return np.frombuffer(block.memory, dtype, count, found.offset).reshape(found.dims).copy()
+        if self._results is None:
+            self._results = self.blocks.lend(block)
+        return np.frombuffer(self._results, dtype, count, found.offset).reshape(found.dims)
 
     def send_ahead(self, array: Array, dtype: DType) -> Call[str]:
         """Puts an array into the TensorService, unless it is there, and returns its name."""
@@ -173,18 +205,22 @@ def _fits(value: Any, dtype: DType | None) -> bool:
     return dtype is not None and isinstance(value, np.ndarray) and value.dtype == dtype.numpy and dtype.kind != "s"
 
 
-def read_value(value: wire.TensorValue, deadline: Deadline) -> Call[Array]:
-    """The array of a value, fetched where it came by reference."""
-    if value.WhichOneof("kind") == "reference":
-        return (yield from deadline.download(value.reference))
-    return codec.array_from_message(value.tensor)
+def read_value(value: wire.TensorValue, writer: Writer) -> Call[Array]:
+    """The array of a value, fetched where it came by reference, in place where it came in the block of the request."""
+    match value.WhichOneof("kind"):
+        case "reference":
+            return (yield from writer.deadline.download(value.reference))
+        case "shared_memory":
+            return writer.received(value.shared_memory)
+        case _:
+            return codec.array_from_message(value.tensor)
 
 
-def read_values(values: Iterable[wire.NamedTensor], deadline: Deadline) -> Call[list[Array]]:
+def read_values(values: Iterable[wire.NamedTensor], writer: Writer) -> Call[list[Array]]:
     """The arrays of named values."""
     arrays: list[Array] = []
     for entry in values:
-        arrays.append((yield from read_value(entry.value, deadline)))
+        arrays.append((yield from read_value(entry.value, writer)))
     return arrays
 
 
@@ -324,7 +360,7 @@ def _seed(graph: Any, writer: Writer, y: Any, seed: Any) -> Call[wire.GradientSe
     return wire.GradientSeed(value=(yield from writer.value(seed, dtype)))
 
 
-def read_gradients(response: wire.ComputeGradientsResponse, deadline: Deadline) -> Call[GradientResult]:
+def read_gradients(response: wire.ComputeGradientsResponse, writer: Writer) -> Call[GradientResult]:
     """The result of ComputeGradients."""
     entries: list[Array | IndexedSlices | None] = []
     reasons: list[Reason | None] = []
@@ -332,20 +368,20 @@ def read_gradients(response: wire.ComputeGradientsResponse, deadline: Deadline) 
         reason = None
         match gradient.WhichOneof("kind"):
             case "dense":
-                entries.append((yield from read_value(gradient.dense, deadline)))
+                entries.append((yield from read_value(gradient.dense, writer)))
             case "indexed_slices":
                 parts = gradient.indexed_slices
-                values = yield from read_value(parts.values, deadline)
-                indices = yield from read_value(parts.indices, deadline)
-                dense_shape = yield from read_value(parts.dense_shape, deadline)
+                values = yield from read_value(parts.values, writer)
+                indices = yield from read_value(parts.indices, writer)
+                dense_shape = yield from read_value(parts.dense_shape, writer)
                 entries.append(IndexedSlices(values, indices, dense_shape))
             case _:
                 none = gradient.none
                 entries.append(None)
                 reason = Reason(Cause(none.reason), none.node, none.op, tuple(none.path), none.message)
         reasons.append(reason)
-    ys = yield from read_values(response.ys, deadline)
-    fetches = yield from read_values(response.fetches, deadline)
+    ys = yield from read_values(response.ys, writer)
+    fetches = yield from read_values(response.fetches, writer)
     return GradientResult(entries, reasons, ys, fetches, _culprit(response))
 
 

@@ -245,20 +245,21 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
     async def Run(self, request: wire.RunRequest, context: Any) -> wire.RunResponse:
         version, session = await self._source(request.source)
         feeds = decode_feeds(request.feeds, self.tensors)
+        encoder = Encoder(self.tensors, request.options.result_block)
         prepared = await self._prepare_run(version, request, sharding_of(request.options, feeds, self.limits))
         async with self._turn(session, request.request_id) as turn:
             if turn.known is not None:
                 return wire.RunResponse.FromString(turn.known)
             results = await self._step(prepared, feeds, turn, request.options)
             # What a session's step has changed stands: its answer is made, whoever is still there to hear it.
-            answer = self._fetched(prepared, results)
+            answer = self._fetched(prepared, results, encoder)
             response = await (answer if session is None else carry_through(answer))
             turn.answered(response)
         return response
 
-    async def _fetched(self, prepared: Prepared, results: Sequence[Array]) -> wire.RunResponse:
+    async def _fetched(self, prepared: Prepared, results: Sequence[Array], encoder: Encoder) -> wire.RunResponse:
         response = wire.RunResponse()
-        await self._encode(response.fetches, prepared.extra, prepared, results, Encoder(self.tensors))
+        await self._encode(response.fetches, prepared.extra, prepared, results, encoder)
         return response
 
     async def ComputeGradients(
@@ -267,6 +268,7 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
         version, session = await self._source(request.source)
         seeds = split_seeds(request.gradients, self.tensors)
         feeds = decode_feeds(request.feeds, self.tensors)
+        encoder = Encoder(self.tensors, request.options.result_block)
         sharding = sharding_of(request.options, feeds, self.limits)
         prepared = await self._prepare_gradients(version, request, seeds, sharding)
         for k, array in enumerate(seeds.arrays):
@@ -275,14 +277,15 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
             if turn.known is not None:
                 return wire.ComputeGradientsResponse.FromString(turn.known)
             results = await self._step(prepared, feeds, turn, request.options)
-            answer = self._gradients(prepared, results)
+            answer = self._gradients(prepared, results, encoder)
             response = await (answer if session is None else carry_through(answer))
             turn.answered(response)
         return response
 
-    async def _gradients(self, prepared: Prepared, results: Sequence[Array]) -> wire.ComputeGradientsResponse:
+    async def _gradients(
+        self, prepared: Prepared, results: Sequence[Array], encoder: Encoder
+    ) -> wire.ComputeGradientsResponse:
         response = wire.ComputeGradientsResponse()
-        encoder = Encoder(self.tensors)
         for entry in prepared.gradients:
             gradient = response.gradients.add()
             if isinstance(entry, int):

@@ -1,25 +1,21 @@
 """Tensor values of requests to arrays, and arrays to values of responses.
 
 What is small travels inside the message. What is larger than a chunk, or would make the message larger than any
-client takes, goes to the tensor store and travels by reference.
+client takes, goes to the tensor store and travels by reference, or into a block that a caller on this host offers.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
-import os
-import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument, NotFound
+from gradserve.errors import InvalidArgument
 from gradserve.graph import codec, dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.variants import cannot_feed
+from gradserve.server.blocks import Results, read_block
 from gradserve.server.tensor_store import CHUNK_BYTES, TensorStore
 from gradserve.v1 import gradient_service_pb2 as wire
 
@@ -27,8 +23,7 @@ Array = np.ndarray[Any, Any]
 
 INLINE_BYTES = CHUNK_BYTES
 MESSAGE_BYTES = 3 << 20  # of the 4 MiB that every gRPC implementation takes by default
-BLOCK = re.compile(r"gradserve[A-Za-z0-9._-]*")
-SHARED_MEMORY = Path("/dev/shm")
+BLOCK_BYTES = 64 << 10  # of a result that is worth a block
 
 
 def canonical(name: str) -> str:
@@ -44,7 +39,7 @@ def decode(value: wire.TensorValue, store: TensorStore, what: str) -> Array:
         case "reference":
             return store.array(value.reference)
         case "shared_memory":
-            return _from_shared_memory(value.shared_memory)
+            return read_block(value.shared_memory)
         case _:
             raise InvalidArgument(f"{what} has no value: set tensor, reference or shared_memory.", tensor=what)
 
@@ -63,42 +58,15 @@ def decode_feeds(feeds: Iterable[wire.NamedTensor], store: TensorStore) -> dict[
     return arrays
 
 
-def _from_shared_memory(block: wire.SharedMemory) -> Array:
-    if BLOCK.fullmatch(block.block) is None:
-        raise InvalidArgument(
-            f"{block.block!r} can't be a block of shared memory: its name must begin with 'gradserve'.",
-            block=block.block,
-        )
-    dtype = dtypes.from_number(block.dtype).numpy
-    shape = tuple(block.dims)
-    if block.offset < 0 or any(size < 0 for size in shape):
-        raise InvalidArgument(f"The offset or a size of {block.block!r} is negative.", block=block.block)
-    count = math.prod(shape)
-    if not count:
-        return np.zeros(shape, dtype)
-    # All pages at once, where the system can: a fault a page would cost more than the copy that follows.
-    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-    try:
-        descriptor = os.open(SHARED_MEMORY / block.block, os.O_RDONLY)
-        try:
-            memory = mmap.mmap(descriptor, block.offset + count * dtype.itemsize, flags, mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
-        return np.frombuffer(memory, dtype, count, block.offset).reshape(shape)
-    except (FileNotFoundError, PermissionError):
-        raise NotFound(
-            f"The server can't read shared memory {block.block!r} on its host: send the tensor another way.",
-            block=block.block,
-        ) from None
-    except ValueError as error:
-        raise InvalidArgument(f"{block.block!r} does not hold {dtype} {shape}: {error}.", block=block.block) from None
-
-
 class Encoder:
-    """Writes the arrays of one response."""
+    """Writes the arrays of one response.
 
-    def __init__(self, store: TensorStore) -> None:
+    Raises InvalidArgument where the block that the caller offered for large ones can't be one.
+    """
+
+    def __init__(self, store: TensorStore, block: str = "") -> None:
         self._store = store
+        self._results = Results(block)
         self._used = 0
 
     async def encode(self, value: wire.TensorValue, array: Array, dtype: DType) -> None:
@@ -106,6 +74,8 @@ class Encoder:
         size = array.nbytes
         if dtype.kind == "s":
             value.tensor.CopyFrom(codec.array_to_message(array, dtype))
+        elif size > BLOCK_BYTES and (shared := await self._results.write(array, dtype)) is not None:
+            value.shared_memory.CopyFrom(shared)
         elif size <= INLINE_BYTES and self._used + size <= MESSAGE_BYTES:
             self._used += size
             tensor = value.tensor
