@@ -61,6 +61,22 @@ def test_open_parts_of_device_strings_are_filled_by_cost() -> None:
     assert set(made.placement.workers.values()) == {1, 3}
 
 
+@pytest.mark.parametrize(("device", "workers"), [("", {0, 1}), (SECOND, {1})])
+def test_a_sum_of_gradients_stands_by_its_first_term_where_a_device_says_so(device: str, workers: set[int]) -> None:
+    """Two branches of work, each with a sum that names a node which both branches read."""
+    graph = Graph()
+    feed = Feed("x:0", np.dtype(np.float32), (1 << 20,))
+    with graph.as_default():
+        x = raw.Placeholder(dtype="float32", shape=feed.shape, name="x")
+        with graph.device(device):
+            first = raw.Tanh(x, name="first")
+        ends = [first * 0.5, first * 2.0]
+        for _ in range(6):
+            ends = [raw.Tanh(raw.AddN([first, raw.Exp(end)], _class=["loc:@first"])) for end in ends]
+    made = draft(graph, [feed], [end.name for end in ends], [], StepOptions(), fleet(2))
+    assert {made.placement.workers[node] for node in graph.nodes if node.type == "AddN"} == workers
+
+
 def test_unknown_device_names_the_devices_there_are() -> None:
     graph = Graph()
     with graph.as_default(), graph.device("/device:GPU:0"):

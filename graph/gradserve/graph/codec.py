@@ -254,12 +254,13 @@ def node_to_message(node: Node) -> graph_pb2.NodeDef:
 
 
 def write_attrs(node: Node, message: graph_pb2.NodeDef, brief: bool = False) -> None:
-    """Fills in the attrs of a node's NodeDef; `brief` leaves out those that were never given and have their default."""
+    """Fills in the attrs of a node's NodeDef; `brief` leaves out what need not be said: a default, and colocation where
+    nodes have their place."""
     specs = node.op.signature.attrs if node.op is not None else {}
     written = message.attr
     for key, value in node.attrs.items():
         spec = specs.get(key)
-        if brief and spec is not None and value is spec.default:
+        if brief and (key == "_class" if spec is None else value is spec.default):
             continue
         kind = spec.kind if spec is not None else "list(string)" if key == "_class" else kind_of(value)
         if kind == "type":

@@ -75,7 +75,7 @@ class Sizes:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._elements: dict[Shape, int] = {None: batch}
-        self._bytes: dict[Tensor, int] = {}
+        self._found: dict[Tensor, tuple[int, int]] = {}
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """The shape, guessed where it is unknown."""
@@ -85,17 +85,21 @@ class Sizes:
 
     def elements(self, tensor: Tensor) -> int:
         """The number of elements."""
-        count = self._elements.get(tensor.shape)
-        if count is None:
-            count = self._elements[tensor.shape] = math.prod(self.shape(tensor))
-        return count
+        return self.of(tensor)[0]
 
     def bytes(self, tensor: Tensor) -> int:
         """The size in memory; 0 for handles and strings, whose size is not known."""
-        size = self._bytes.get(tensor)
-        if size is None:
-            size = self._bytes[tensor] = self.elements(tensor) * tensor.dtype.size
-        return size
+        return self.of(tensor)[1]
+
+    def of(self, tensor: Tensor) -> tuple[int, int]:
+        """The number of elements, and the size in memory."""
+        found = self._found.get(tensor)
+        if found is None:
+            count = self._elements.get(tensor.shape)
+            if count is None:
+                count = self._elements[tensor.shape] = math.prod(self.shape(tensor))
+            found = self._found[tensor] = count, count * tensor.dtype.size
+        return found
 
     def known(self, tensor: Tensor) -> bool:
         """Whether `bytes` is no guess."""
@@ -116,16 +120,15 @@ class Costs:
         self.flops: dict[Node, int] = {}
         self.moved: dict[Node, int] = {}
         self._seconds: dict[Speed, dict[Node, float]] = {}
-        elements, size = sizes.elements, sizes.bytes
+        size_of = sizes.of
         for node in nodes:
             moved = largest = 0
-            for tensor in node.outputs:
-                moved += size(tensor)
-                largest = max(largest, elements(tensor))
             read = inputs[node]
-            for tensor in read:
-                moved += size(tensor)
-                largest = max(largest, elements(tensor))
+            for tensor in (*node.outputs, *read):
+                count, size = size_of(tensor)
+                moved += size
+                if count > largest:
+                    largest = count
             rule = _RULES.get(node.type)
             if rule is None or not read:
                 self.flops[node] = largest * _AN_ELEMENT.get(node.type, 1)

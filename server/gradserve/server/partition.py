@@ -85,7 +85,8 @@ def partition(
         waits = flow.turns.get(node, ())
         if waits or work.controls[node]:
             _order(work, node, piece, of, waits)
-        piece.variables.update(dict.fromkeys(flow.variables(node)))
+        if node in flow.names:
+            piece.variables.update(dict.fromkeys(flow.variables(node)))
     pieces = [found[place] for place in sorted(found)]
     for index, piece in enumerate(pieces):
         piece.index = index

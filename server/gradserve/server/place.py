@@ -127,11 +127,27 @@ class Groups:
         named = [node for node in work.nodes if "_class" in node.attrs]
         if named:
             anchors: dict[str, Any] = {node.name: node for node in work.nodes}
+            sums: list[tuple[Any, Node]] = []
             for node in named:
+                is_sum = _is_sum(node)
                 for name in node.colocation_groups:
                     anchor = anchors.setdefault(name, ("class", name))
-                    if anchor is not node:
+                    if is_sum:
+                        sums.append((anchor, node))
+                    elif anchor is not node:
                         self.join(anchor, node)
+            self._join_sums(work, sums)
+
+    def _join_sums(self, work: Work, sums: Sequence[tuple[Any, Node]]) -> None:
+        """A sum of partial gradients stands where its first term does if somebody said where that is.
+
+        The sums of a residual network name each other in a chain: all on one worker, with nobody having asked for it,
+        they would be what every other worker waits for.
+        """
+        bound = {self.find(node) for node in work.nodes if node.device} if sums else set[Any]()
+        for anchor, node in sums:
+            if node.device or self.find(anchor) in bound:
+                self.join(anchor, node)
 
     def find(self, member: Any) -> Any:
         """What stands for a member's group: the same object for all of them."""
@@ -146,11 +162,24 @@ class Groups:
             member = parent
         return root
 
+    def of(self, nodes: Sequence[Node]) -> list[Any]:
+        """What stands for the group of each node."""
+        parents, find = self._parents, self.find
+        return [find(node) if node in parents else node for node in nodes]
+
     def join(self, a: Any, b: Any) -> None:
         """Makes one group of two."""
         root, other = self.find(a), self.find(b)
         if root is not other:
             self._parents[other] = root
+
+
+def _is_sum(node: Node) -> bool:
+    """Whether a node is a sum of partial gradients, which stands where its first term does."""
+    if node.type != "AddN":
+        return False
+    first = node.inputs[0].node
+    return node.colocation_groups == first.colocation_groups
 
 
 def _ties(tensor: Tensor, reader: Node) -> bool:
@@ -238,12 +267,13 @@ class _Schedule:
         link, size = hardware.link, costs.sizes.bytes
         byte = 1 / link.bytes_per_second
         self.transfers = [
-            link.seconds + max([size(tensor) for tensor in node.outputs], default=0) * byte for node in work.nodes
+            link.seconds + (size(made[0]) if len(made) == 1 else max(map(size, made), default=0)) * byte
+            for made in [node.outputs for node in work.nodes]
         ]
         kinds = list(dict.fromkeys(hardware.speeds))
         self.kinds = [kinds.index(speed) for speed in hardware.speeds]
         self.seconds = [list(costs.seconds(speed).values()) for speed in kinds]
-        self.groups: list[Any] = [groups.find(node) for node in work.nodes]
+        self.groups: list[Any] = groups.of(work.nodes)
         self.allowed = allowed
         self.ahead = self._ahead()
         self.memory = _Memory(work, self.sources, costs.sizes, hardware) if any(hardware.memory_bytes) else None
@@ -251,12 +281,14 @@ class _Schedule:
     def run(self) -> dict[Node, int]:
         """The worker of each node. Raises LimitExceeded where no worker has memory for one."""
         count = len(self.work.nodes)
-        self.free = [0.0] * len(self.hardware)
-        self.idle = [[(0.0, w) for w, kind in enumerate(self.kinds) if kind == k] for k in range(len(self.seconds))]
+        free = self.free = [0.0] * len(self.hardware)
+        idle = self.idle = [
+            [(0.0, w) for w, kind in enumerate(self.kinds) if kind == k] for k in range(len(self.seconds))
+        ]
         finish = [0.0] * count
         where = [0] * count
         settled: dict[Any, int] = {}
-        sources, transfers = self.sources, self.transfers
+        sources, transfers, groups, kinds, seconds = self.sources, self.transfers, self.groups, self.kinds, self.seconds
         for rank in sorted(range(count), key=self.ahead.__getitem__, reverse=True):  # sources come before readers
             # When the inputs are there: on a worker that makes some of them, and on any other.
             latest = second = 0.0
@@ -268,21 +300,26 @@ class _Schedule:
                     local[worker] = done
                 arrival = done + transfers[source]
                 if worker == latest_worker:
-                    latest = max(latest, arrival)
+                    if arrival > latest:
+                        latest = arrival
                 elif arrival > latest:
                     latest, second, latest_worker = arrival, latest, worker
                 elif arrival > second:
                     second = arrival
             best, best_finish = -1, 0.0
-            group = self.groups[rank]
+            group = groups[rank]
             for worker in (settled[group],) if group in settled else self._candidates(rank, group, local):
-                start = max(self.free[worker], local.get(worker, 0.0), second if worker == latest_worker else latest)
-                end = start + self.seconds[self.kinds[worker]][rank]
+                start = second if worker == latest_worker else latest
+                if free[worker] > start:
+                    start = free[worker]
+                if local.get(worker, 0.0) > start:
+                    start = local[worker]
+                end = start + seconds[kinds[worker]][rank]
                 if best < 0 or end < best_finish:
                     best, best_finish = worker, end
             settled[group] = where[rank] = best
-            finish[rank] = self.free[best] = best_finish
-            heapq.heappush(self.idle[self.kinds[best]], (best_finish, best))
+            finish[rank] = free[best] = best_finish
+            heapq.heappush(idle[kinds[best]], (best_finish, best))
             if self.memory is not None:
                 self.memory.enter(rank, best, where)
         return dict(zip(self.work.nodes, where, strict=True))
