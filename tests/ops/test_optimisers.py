@@ -17,7 +17,7 @@ from gradserve.workers.segment import Segment, State
 _SCALARS = {
     "lr": 0.1, "alpha": 0.1, "rho": 0.9, "momentum": 0.8, "epsilon": 0.01, "beta1": 0.9, "beta2": 0.99,
     "beta1_power": 0.9, "beta2_power": 0.99, "l1": 0.05, "l2": 0.02, "l2_shrinkage": 0.03, "lr_power": -0.5,
-    "sign_decay": 0.7, "beta": 0.9, "logbase": 1.0,
+    "global_step": np.int64(3), "sign_decay": 0.7, "beta": 0.9, "logbase": 1.0,
 }  # fmt: skip
 _GRADIENT = np.array([0.5, -0.25])
 
@@ -31,6 +31,7 @@ _EXPECTED = [
     ("AdamWithAmsgrad", [0.9302753769567366, -2.0392156862745097]),
     ("Adagrad", [0.9422649730810374, -1.9552786404500042]),
     ("AdagradV2", [0.9429240296183199, -1.9560645811159614]),
+    ("AdagradDA", [-0.09747422452501359, 0.0]),
     ("Adadelta", [0.94872753195543, -1.9740466740178897]),
     ("RMSProp", [0.5282041841382261, -2.149101340144071]),
     ("CenteredRMSProp", [0.4968578753741206, -2.144272178742465]),

@@ -168,6 +168,15 @@ def _shrinking_leader(
     return xp.where(xp.abs(linear) > l1 * rate, step, xp.zeros_like(step)), total, linear
 
 
+def _dual_averaging(
+    xp: Any, var: Any, total: Any, squares: Any, grad: Any, lr: Any, l1: Any, l2: Any, step: Any
+) -> tuple[Any, ...]:
+    """total += g, squares += g²;  var = -η S(total, l₁ t) / (l₂ η t + √squares) with S to 0.   Duchi and others 2011."""
+    total, squares, time = total + grad, squares + grad * grad, xp.asarray(step).astype(grad.dtype)
+    shrunk = xp.sign(total) * xp.maximum(xp.abs(total) - l1 * time, xp.zeros_like(total))
+    return -lr * shrunk / (l2 * lr * time + xp.sqrt(squares)), total, squares
+
+
 # The ops
 
 
@@ -178,7 +187,7 @@ def _optimiser(
     """Defines {prefix}Apply{name} for the prefixes `dense`, and {prefix}SparseApply{name} for the prefixes `rows`."""
     keywords = [attr.partition(":")[0].strip() for attr in attrs.split(",") if attr.strip()]
     tail = f"use_locking: bool = false{', ' + attrs if attrs else ''}"
-    given = [f"{entry}: T" for entry in inputs]
+    given = [entry if ":" in entry else f"{entry}: T" for entry in inputs]
     at = [*given[: inputs.index("grad") + 1], "indices: Tindices", *given[inputs.index("grad") + 1 :]] if rows else []
     for prefix in dense:
         _define(prefix, f"Apply{name}", slots, given, f"T: number, {tail}", _whole(len(slots), keywords, update))
@@ -263,6 +272,7 @@ _optimiser("AdaMax",                  ("var", "m", "v"),                   ("bet
 _optimiser("AdamWithAmsgrad",         ("var", "m", "v", "vhat"),           _ADAM, "", _amsgrad, dense=("Resource",))
 _optimiser("Adagrad",                 ("var", "accum"),                    ("lr", "grad"), _SLOTS, _adagrad, rows=_BOTH)
 _optimiser("AdagradV2",               ("var", "accum"),                    ("lr", "epsilon", "grad"), _SLOTS, _second_adagrad, rows=_BOTH)
+_optimiser("AdagradDA",               ("var", "gradient_accumulator", "gradient_squared_accumulator"), ("grad", "lr", "l1", "l2", "global_step: int64"), "", _dual_averaging, rows=_BOTH)
 _optimiser("Adadelta",                ("var", "accum", "accum_update"),    ("lr", "rho", "epsilon", "grad"), "", _adadelta, rows=_BOTH)
 _optimiser("RMSProp",                 ("var", "ms", "mom"),                _RMS, "", _rms_prop, rows=_BOTH)
 _optimiser("CenteredRMSProp",         ("var", "mg", "ms", "mom"),          _RMS, "", _centered_rms_prop, rows=_BOTH)
