@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -72,6 +73,20 @@ def _sizes(values: Any) -> tuple[int, ...]:
     return tuple(int(size) for size in np.ravel(values))
 
 
+def _inferred(old: Sequence[int], wanted: Sequence[int]) -> int:
+    """The size that -1 stands for; where another wanted size is 0, axes of size 0 count on neither side."""
+    empty = 0 in wanted
+    count = math.prod(size for size in old if size or not empty)
+    return count // (math.prod(size for size in wanted if size > 0) or 1)
+
+
+def _reshape(xp: Any, x: Any, shape: Any) -> Any:
+    sizes = _sizes(shape)
+    if sizes.count(-1) == 1 and not x.size:
+        sizes = tuple(_inferred(x.shape, sizes) if size == -1 else size for size in sizes)
+    return xp.reshape(x, sizes)
+
+
 def _reshaped(x: Tensor, target: Tensor) -> Shape:
     wanted = static.shape_value(target)
     if wanted is None:
@@ -82,7 +97,10 @@ def _reshaped(x: Tensor, target: Tensor) -> Shape:
         rest = shapes.num_elements(tuple(size for size in wanted if size is not None)) or 0
         if sum(size is None for size in wanted) > 1 or (rest and count % rest):
             raise InvalidShape(f"{x.shape} can't be reshaped to {_sizes(known)}.", shape=x.shape)
-        return tuple((count // rest if rest else 0) if size is None else size for size in wanted)
+        old = [size for size in x.shape or () if size is not None]
+        certain = len(old) == len(x.shape or ()) or rest
+        inferred = _inferred(old, [-1 if size is None else size for size in wanted]) if certain else None
+        return tuple(inferred if size is None else size for size in wanted)
     total = shapes.num_elements(wanted)
     if known is not None and count is not None and total is not None and count != total:
         raise InvalidShape(f"{x.shape} with {count} elements can't be reshaped to {wanted}.", shape=x.shape)
@@ -92,14 +110,19 @@ def _reshaped(x: Tensor, target: Tensor) -> Shape:
 def _reshape_example(draw: Any) -> list[Example]:
     a, b = draw.size(), draw.size()
     target = draw.pick([(a * b,), (b, a), (b, 1, a), (a, b)])
-    return [call(draw.normal(a, b), np.array(target, np.int32)), call(draw.normal(2, 3), np.array([-1], np.int32))]
+    return [
+        call(draw.normal(a, b), np.array(target, np.int32)),
+        call(draw.normal(2, 3), np.array([-1], np.int32)),
+        call(draw.normal(0, 2, 6), np.array([0, 3, -1], np.int32)),
+        call(draw.normal(0, 2), np.array([3, -1], np.int32)),
+    ]
 
 
 define(
     "Reshape(tensor: T, shape: Tshape; T: type, Tshape: index = int32) -> (output: T)",
     shape=_reshaped,
     gradient=lambda dy, y, x, shape: (raw.Reshape(dy, shape_of(x)), None),
-    kernel=lambda xp, x, shape: xp.reshape(x, _sizes(shape)),
+    kernel=_reshape,
     host=("shape",),
     examples=_reshape_example,
 )
