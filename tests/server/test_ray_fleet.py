@@ -8,6 +8,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from gradserve.graph.graph import Graph
 from gradserve.graph.op import raw
 from gradserve.server.fleet.base import Submission, Ticket
 from gradserve.server.fleet.ray import RayFleet, RayOptions, Stored
+from gradserve.server.runtime import Runtime, StepOptions
 from tests.server.build import placeholder, zigzag
 from tests.server.fleet_fixture import Recorder, running
+from tests.server.test_chaos import train, undisturbed
 
 pytestmark = pytest.mark.xdist_group("ray")
 
@@ -107,6 +111,55 @@ def test_a_machine_that_dies_takes_neither_variables_nor_steps_with_it(ray_clust
             assert variables.get("w").tobytes() == np.exp(LARGE).tobytes()
             assert np.array_equal(ray.get(value.reference), np.exp(LARGE))
             variables.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("part", [0.2, 0.6])
+def test_a_machine_that_dies_in_a_step_changes_no_answer(
+    ray_cluster: Any, summarise: Callable[[str], None], part: float
+) -> None:
+    """Each worker has a variable of its own, which the step updates: once, whatever happens."""
+    right, typical = undisturbed(3)
+    node = ray_cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
+    died: list[float] = []
+
+    async def die(runtime: Runtime, start: float) -> None:
+        if not died:
+            assert len({worker.node for worker in runtime.cluster()}) == 2
+            await asyncio.sleep(part * typical)
+            died.append(time.perf_counter())
+            await asyncio.to_thread(ray_cluster.remove_node, node, allow_graceful=False)
+
+    async def scenario() -> None:
+        async with running(fleet="ray", attempts=20) as runtime:
+            answers, times = await train(runtime, 3, die)
+            summarise(f"A machine died {part:.0%} into a step: the slowest step took {max(times):.1f} s")
+            assert answers == right
+            assert len({worker.node for worker in runtime.cluster()}) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_that_dies_with_no_room_elsewhere_makes_its_worker_unavailable(ray_cluster: Any) -> None:
+    node = ray_cluster.add_node(num_cpus=4, object_store_memory=100 << 20)
+    graph, y = zigzag(2)
+
+    async def scenario() -> None:
+        async with running(fleet="ray", threads=4, start_timeout_seconds=10.0, attempts=20) as runtime:
+            assert [worker.state for worker in runtime.cluster()] == ["ready", "ready"]
+            fleet = runtime._fleet
+            assert isinstance(fleet, RayFleet)
+            await asyncio.to_thread(ray_cluster.remove_node, node, allow_graceful=False)
+            async with asyncio.timeout(60):
+                while runtime.cluster()[0].state == runtime.cluster()[1].state:
+                    await asyncio.sleep(0.01)
+            with pytest.raises(Unavailable, match="no room for this worker"):
+                await asyncio.wait_for(runtime.run("g", graph, {"x:0": VECTOR}, [y.name]), 60)
+            assert len(fleet.present) == 1
+            soft = StepOptions(allow_soft_placement=True)
+            [result] = await runtime.run("g", graph, {"x:0": VECTOR}, [y.name], options=soft)
+            assert np.array_equal(result, reference(2, VECTOR))
 
     asyncio.run(scenario())
 

@@ -568,15 +568,18 @@ class RayFleet(Fleet):
         """Waits until the worker answers. None where it never will."""
         slot = self._slots[index]
         failures = 0
+        deadline = self._loop.time() + self._options.start_timeout_seconds
         while True:
             epoch = uuid.uuid4().hex
             future = asyncio.wrap_future(slot.actor.hello.remote(epoch).future())
             try:
-                done, _ = await asyncio.wait([future], timeout=self._options.start_timeout_seconds)
-                if not done and slot.state == "lost":
+                await asyncio.wait([future], timeout=max(deadline - self._loop.time(), 0))
+                if not future.done() and slot.state == "lost":
                     self._leave(index, self._no_room())
                 hello = await future
-            except self._ray.exceptions.ActorUnavailableError:
+            except self._ray.exceptions.ActorUnavailableError:  # it is down: so Ray says at once
+                if self._loop.time() > deadline and slot.state == "lost":
+                    self._leave(index, self._no_room())
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             except self._ray.exceptions.RayActorError as error:
