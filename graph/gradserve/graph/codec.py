@@ -59,6 +59,8 @@ def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray[Any, Any]:
     dtype = dtypes.from_number(message.dtype)
     shape = tuple(dim.size for dim in message.tensor_shape.dim)
     count = num_elements(shape) or 0
+    if message.tensor_content and dtype.kind == "s":
+        return _packed_strings(message.tensor_content, count).reshape(shape)
     if message.tensor_content:
         if len(message.tensor_content) != count * dtype.numpy.itemsize or dtype.size == 0:
             raise InvalidGraph(
@@ -66,6 +68,28 @@ def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray[Any, Any]:
             )
         return np.frombuffer(message.tensor_content, dtype.numpy.newbyteorder("<")).reshape(shape)
     return _typed_values(message, dtype, count).reshape(shape)
+
+
+def _packed_strings(content: bytes, count: int) -> np.ndarray[Any, Any]:
+    """Strings as TensorFlow packs them: all lengths, seven bits a byte, then all bytes. Raises InvalidGraph."""
+    lengths: list[int] = []
+    length = shift = start = 0
+    for byte in content:
+        if len(lengths) == count:
+            break
+        start += 1
+        length |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            lengths.append(length)
+            length = shift = 0
+    if len(lengths) < count or start + sum(lengths) != len(content):
+        raise InvalidGraph(f"{len(content)} bytes are no packed tensor of {count} strings.")
+    flat = np.empty(count, object)
+    for place, length in enumerate(lengths):
+        flat[place] = content[start : start + length]
+        start += length
+    return flat
 
 
 def _typed_values(message: tensor_pb2.TensorProto, dtype: DType, count: int) -> np.ndarray[Any, Any]:

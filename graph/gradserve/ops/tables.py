@@ -202,25 +202,26 @@ for _version, _handle in (("V2", "resource"), ("", "ref(string)")):
         stateful=True,
         dynamic=True,
     )
+    define(
+        f"LookupTableImport{_version}(table_handle: {_handle}, keys: Tin, values: Tout; Tin: type, Tout: type) -> ()",
+        gradient=NOT_DIFFERENTIABLE,
+        kernel=_replace,
+        stateful=True,
+        dynamic=True,
+    )
+    define(
+        f"LookupTableExport{_version}(table_handle: {_handle}; Tkeys: type, Tvalues: type)"
+        " -> (keys: Tkeys, values: Tvalues)",
+        shape=lambda handle: [(None,), None],
+        gradient=NOT_DIFFERENTIABLE,
+        kernel=lambda xp, handle, *, state: _read(handle, state),
+        stateful=True,
+        dynamic=True,
+    )
 define(
     "LookupTableRemoveV2(table_handle: resource, keys: Tin; Tin: type) -> ()",
     gradient=NOT_DIFFERENTIABLE,
     kernel=_remove,
-    stateful=True,
-    dynamic=True,
-)
-define(
-    "LookupTableImportV2(table_handle: resource, keys: Tin, values: Tout; Tin: type, Tout: type) -> ()",
-    gradient=NOT_DIFFERENTIABLE,
-    kernel=_replace,
-    stateful=True,
-    dynamic=True,
-)
-define(
-    "LookupTableExportV2(table_handle: resource; Tkeys: type, Tvalues: type) -> (keys: Tkeys, values: Tvalues)",
-    shape=lambda handle: [(None,), None],
-    gradient=NOT_DIFFERENTIABLE,
-    kernel=lambda xp, handle, *, state: _read(handle, state),
     stateful=True,
     dynamic=True,
 )
