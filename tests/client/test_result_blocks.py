@@ -118,7 +118,7 @@ def test_a_server_that_can_not_reach_the_block_answers_by_reference(
 
 
 def test_results_hold_no_more_than_the_bound(client: gs.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MOST_LENT", 2)
+    monkeypatch.setattr(module, "_MOST_LENT", 2)  # calls that run count too
     graph, count, filled = ones()
     blocks = client.uploaded.blocks
     assert blocks is not None

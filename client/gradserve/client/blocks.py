@@ -25,7 +25,7 @@ FOLDER = Path("/dev/shm")
 _PREFIX = "gradserve-client-"
 _MOST_IDLE_BYTES = 512 << 20
 _MOST_LENT_BYTES = 2 << 30
-_MOST_LENT = 256  # each has a file open
+_MOST_LENT = 64  # each has a file open
 _STEP = 1 << 20
 _LOCAL = ("localhost", "127.0.0.1", "[::1]", "ipv4:127.0.0.1", "ipv6:[::1]")
 
@@ -103,12 +103,15 @@ class Blocks:
             return None
 
     def offer(self) -> Block | None:
-        """A block for results, as large as `expect` said; None where none is left, or results hold too much."""
+        """A block for results, as large as `expect` said; None where none is left or too many are in use."""
         with self._lock:
             lent = sum(len(block.memory) for block in self._lent)
             if lent + self._result_bytes > _MOST_LENT_BYTES or len(self._lent) >= _MOST_LENT:
                 return None
-        return self.take(self._result_bytes)
+            block = self.take(self._result_bytes)
+            if block is not None:
+                self._lent.append(block)
+            return block
 
     def expect(self, size: int) -> None:
         """Results of so many bytes are what to offer a block for."""
@@ -116,8 +119,6 @@ class Blocks:
 
     def lend(self, block: Block) -> np.ndarray[Any, Any]:
         """The bytes of a block that was offered; when the last view of them is gone, it is given back."""
-        with self._lock:
-            self._lent.append(block)
         return np.asarray(_Lease(self, block))
 
     def give_back(self, block: Block, *, unread: bool) -> None:

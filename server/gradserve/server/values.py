@@ -74,7 +74,7 @@ class Encoder:
         size = array.nbytes
         if dtype.kind == "s":
             value.tensor.CopyFrom(codec.array_to_message(array, dtype))
-        elif size > BLOCK_BYTES and (shared := await self._results.write(array, dtype)) is not None:
+        elif size > BLOCK_BYTES and (shared := await self._shared(array, dtype)) is not None:
             value.shared_memory.CopyFrom(shared)
         elif size <= INLINE_BYTES and self._used + size <= MESSAGE_BYTES:
             self._used += size
@@ -87,3 +87,8 @@ class Encoder:
             tensor.tensor_content = array.tobytes()
         else:
             value.reference = await self._store.write(array, dtype.number)
+
+    async def _shared(self, array: Array, dtype: DType) -> wire.SharedMemory | None:
+        limits = self._store.limits
+        limits.check("max_tensor_bytes", array.nbytes, "The size of a result", "fetch it in parts")
+        return await self._results.write(array, dtype)
