@@ -64,21 +64,12 @@ def _peak_bytes(runtime: Runtime, worker: int) -> int:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_running_sum_takes_the_memory_of_one_however_many_terms(workers: int) -> None:
-    sum_running(workers, "local")
-
-
-def test_a_running_sum_takes_the_memory_of_one_on_a_cluster_too(ray_cluster: Any) -> None:
-    sum_running(2, "ray")
-
-
-def sum_running(workers: int, fleet: str) -> None:
-    """Compares what a worker needs for sums of 4 and of 16 terms."""
     peaks: dict[int, int] = {}
     dy = np.ones(MANY, np.float32)
 
     async def scenario(terms: int) -> None:
         graph, dx = used_by([k % workers for k in range(terms)], METHODS[2])
-        async with running(workers, fleet=fleet) as runtime:
+        async with running(workers) as runtime:
             await runtime.run("g", graph, {"x:0": dy[:1], "dy:0": dy[:1]}, [dx.name])
             before = _peak_bytes(runtime, 0)
             [result] = await runtime.run("g", graph, {"x:0": dy, "dy:0": dy}, [dx.name])
@@ -104,6 +95,7 @@ def test_workers_do_not_change_the_bits_of_a_sum(method: str, sparse: bool) -> N
     assert answers[1:] == answers[:1] * 2
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_cluster_does_not_change_the_bits_of_a_sum(ray_cluster: Any) -> None:
     async def scenario(fleet: str) -> list[bytes]:
         async with running(2, fleet=fleet) as runtime:

@@ -26,7 +26,7 @@ from tests.server.fleet_fixture import running
 
 SIZE = 192
 HANG_SECONDS = 60
-STEPS = {"local": 200, "ray": 5}  # Ray takes a second or two to start an actor again
+STEPS = {"local": 200, "ray": 4}  # Ray takes a second or two to start an actor again
 Disturb = Callable[[Runtime, float], Awaitable[None]]
 
 

@@ -46,6 +46,7 @@ def _peak_bytes(runtime: Runtime, worker: int) -> int:
     return int(fields["VmHWM"].split()[0]) * 1024
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_long_chain_leaves_little_in_the_object_store(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There every handle is made when the step is submitted: only what a segment has written takes memory."""
     graph, y = zigzag()

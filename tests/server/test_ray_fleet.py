@@ -115,10 +115,7 @@ def test_a_machine_that_dies_takes_neither_variables_nor_steps_with_it(ray_clust
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("part", [0.2, 0.6])
-def test_a_machine_that_dies_in_a_step_changes_no_answer(
-    ray_cluster: Any, summarise: Callable[[str], None], part: float
-) -> None:
+def test_a_machine_that_dies_in_a_step_changes_no_answer(ray_cluster: Any, summarise: Callable[[str], None]) -> None:
     """Each worker has a variable of its own, which the step updates: once, whatever happens."""
     right, typical = undisturbed(3)
     node = ray_cluster.add_node(num_cpus=2, object_store_memory=100 << 20)
@@ -127,14 +124,14 @@ def test_a_machine_that_dies_in_a_step_changes_no_answer(
     async def die(runtime: Runtime, start: float) -> None:
         if not died:
             assert len({worker.node for worker in runtime.cluster()}) == 2
-            await asyncio.sleep(part * typical)
+            await asyncio.sleep(typical / 3)
             died.append(time.perf_counter())
             await asyncio.to_thread(ray_cluster.remove_node, node, allow_graceful=False)
 
     async def scenario() -> None:
         async with running(fleet="ray", attempts=20) as runtime:
             answers, times = await train(runtime, 3, die)
-            summarise(f"A machine died {part:.0%} into a step: the slowest step took {max(times):.1f} s")
+            summarise(f"A machine died in a step: the slowest step took {max(times):.1f} s")
             assert answers == right
             assert len({worker.node for worker in runtime.cluster()}) == 1
 

@@ -118,6 +118,7 @@ def test_no_bit_of_a_result_changes(workers: int, compiled: bool) -> None:
     recompute(workers, compiled, "local")
 
 
+@pytest.mark.xdist_group("ray")
 def test_no_bit_of_a_result_changes_on_a_cluster(ray_cluster: Any) -> None:
     recompute(2, False, "ray")
 
