@@ -19,6 +19,7 @@ STEPS = 30
 SETTINGS = {
     "GRADSERVE_IMAGE": "gradserve:test",
     "GRADSERVE_CLIENT_IMAGE": "gradserve-client:test",
+    "GRADSERVE_LISTEN": "127.0.0.1:0",  # a free port: the clients of the test are containers
     "GRADSERVE_WORKERS": "2",
     "GRADSERVE_ENGINE": "numpy",  # the same bits on any machine and after any restart
     "GRADSERVE_STALL_SECONDS": "5",
