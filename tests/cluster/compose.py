@@ -16,6 +16,12 @@ FILE = ROOT / "deploy" / "docker-compose.yml"
 TRAINING = Path(__file__).with_name("training.py")
 BUILD_SECONDS = 900
 WAIT_SECONDS = 240
+# Run beside Ray's head: how many machines it counts as alive that have room for workers.
+MACHINES = """
+import ray
+ray.init("auto", log_to_driver=False, logging_level="ERROR")
+print(sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes()))
+"""
 
 
 def compose_command() -> list[str] | None:
@@ -134,11 +140,16 @@ class Cluster:
             [*self._compose, "logs", "--no-color", service], capture_output=True, text=True, env=self._environment
         ).stdout
 
+    def story(self) -> str:
+        """How all containers are, and the end of what each service has logged."""
+        logs = "\n".join(self.logs(service)[-8000:] for service in ("head", "worker", "coordinator"))
+        return f"{self.compose('ps', '--all')}\n{logs}"
+
     def wait_until(self, holds: Callable[[], bool], what: str, seconds: float = WAIT_SECONDS) -> None:
         """Returns when something holds. Raises AssertionError after so many seconds."""
         end = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{self.logs()[-8000:]}"
+            assert time.monotonic() < end, f"{what}: not within {seconds} s\n{self.story()}"
             time.sleep(1)
 
     def healthy(self, container: str) -> bool:
@@ -148,6 +159,10 @@ class Cluster:
     def starts(self, container: str) -> int:
         """How often a container was started again by itself."""
         return int(run("docker", "inspect", "--format", "{{.RestartCount}}", container))
+
+    def machines(self) -> int:
+        """How many machines for workers Ray's head counts as alive: a container's own health says nothing of that."""
+        return int(run("docker", "exec", self.container("head"), "python", "-c", MACHINES).split()[-1])
 
     def all_ready(self) -> bool:
         """Whether every worker of the fleet is ready."""

@@ -16,6 +16,7 @@ from tests.cluster.compose import BUILD_SECONDS, ROOT, Cluster, compose_command,
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STEPS = 30
+MACHINES = 3
 SETTINGS = {
     "GRADSERVE_IMAGE": "gradserve:test",
     "GRADSERVE_CLIENT_IMAGE": "gradserve-client:test",
@@ -40,7 +41,7 @@ def cluster() -> Iterator[Cluster]:
         )  # fmt: skip
     made = Cluster(compose, f"gradserve-test-{os.getpid()}", SETTINGS)
     try:
-        made.up(workers=3)
+        made.up(workers=MACHINES)
         yield made
     finally:
         made.down()
@@ -55,8 +56,8 @@ def undisturbed(cluster: Cluster) -> list[str]:
 
 @pytest.fixture
 def settled(cluster: Cluster) -> Cluster:
-    """All workers are there before the next disturbance."""
-    cluster.wait_until(cluster.all_ready, "workers ready")
+    """All workers are there before the next disturbance, and room for one of them to start again."""
+    cluster.wait_until(lambda: cluster.all_ready() and cluster.machines() == MACHINES, "workers and machines ready")
     return cluster
 
 
