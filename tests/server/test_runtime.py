@@ -105,6 +105,27 @@ def test_any_number_of_workers_gives_the_same_bits(fleet: str) -> None:
             assert mine.tobytes() == theirs.tobytes()
 
 
+def test_a_sum_has_the_same_bits_where_its_term_is_made_and_elsewhere(fleet: str) -> None:
+    """Transposed in place, a matrix would be added up in another order than the copy that crosses."""
+    x = {"x:0": np.random.default_rng(3).normal(size=(300, 257)).astype(np.float32)}
+    answers: list[list[np.ndarray]] = []
+
+    async def scenario() -> None:
+        async with running(fleet=fleet) as runtime:
+            for reader in range(2):
+                graph = Graph()
+                with graph.as_default():
+                    with graph.device("/task:0"):
+                        turned = raw.Transpose(placeholder(shape=(300, 257)), np.array([1, 0]))
+                    with graph.device(f"/task:{reader}"):
+                        sums = [raw.Sum(turned, np.array(axes)) for axes in ([0], [1], [0, 1])]
+                answers.append(await runtime.run(reader, graph, x, [sum_.name for sum_ in sums]))
+
+    asyncio.run(scenario())
+    for near, far in zip(*answers, strict=True):
+        assert near.tobytes() == far.tobytes()
+
+
 def test_workers_killed_at_any_moment_do_not_change_the_answer(fleet: str) -> None:
     graph, y = zigzag(5)
 

@@ -167,13 +167,24 @@ def _execute(step: Step, env: list[Any], state: State) -> None:
     outputs = step.outputs
     if len(outputs) == 1:
         if outputs[0] >= 0:
-            env[outputs[0]] = result[0] if type(result) is list else result
+            env[outputs[0]] = row_major(result[0] if type(result) is list else result)
     else:
         for place, value in zip(outputs, result if result is not None else (), strict=True):
             if place >= 0:
-                env[place] = value
+                env[place] = row_major(value)
     for place in step.frees:
         env[place] = None
+
+
+def row_major(value: Any) -> Any:
+    """The value, an array in row-major order.
+
+    Sums and products of other layouts, as kernels that return views make them, round otherwise; and what crosses to
+    another worker arrives in this one.
+    """
+    if type(value) is np.ndarray and not value.flags.c_contiguous:
+        return np.ascontiguousarray(value)
+    return value
 
 
 def out_of_memory(node: Node, error: MemoryError) -> LimitExceeded:
