@@ -18,12 +18,12 @@ from tests.server.fleet_fixture import running
 Case = tuple[Graph, list[str], tuple[int, ...]]
 
 
-def layers(width: int) -> Case:
-    """Layers dealt out over two workers by device strings, with gradients beside them."""
+def layers(width: int, batch: int | None = 16) -> Case:
+    """Layers dealt out over two workers by device strings, with gradients beside them; a batch of None is left open."""
     graph = Graph()
     draw = np.random.default_rng(7)
     with graph.as_default():
-        y: Tensor = placeholder(shape=(16, width))
+        y: Tensor = placeholder(shape=(batch, width))
         weights: list[Tensor] = []
         for layer in range(5):
             with graph.device(f"/task:{layer % 2}"):
@@ -48,7 +48,11 @@ def towers() -> Case:
     return graph, [y.name], (512, 512)
 
 
-@pytest.mark.parametrize("case", [lambda: layers(8), lambda: layers(160), towers], ids=["small", "large", "by cost"])
+@pytest.mark.parametrize(
+    "case",
+    [lambda: layers(8), lambda: layers(160), lambda: layers(160, None), towers],
+    ids=["small", "large", "open batch", "by cost"],
+)
 def test_bytes_that_cross_are_those_that_the_fleet_counts(case: Callable[[], Case], fleet: str) -> None:
     graph, fetches, shape = case()
     x = {"x:0": (np.random.default_rng(1).normal(size=shape) / shape[-1]).astype(np.float32)}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
 from gradserve.errors import InvalidArgument
-from gradserve.graph.graph import Graph
+from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
 from gradserve.server.simplify import simplify
 from tests.server.build import placeholder
@@ -105,3 +107,32 @@ def test_an_unfed_placeholder_is_named() -> None:
         y = raw.Tanh(placeholder())
     with pytest.raises(InvalidArgument, match="x is not fed"):
         simplify([], [y], [])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: raw.Reshape(x, [2, 3]),
+        lambda x: raw.BroadcastTo(x, [2, 3]),
+        lambda x: raw.Tile(x, [1, 1]),
+        lambda x: raw.Slice(x, [0, 0], [-1, 3]),
+        lambda x: raw.Sum(x, np.zeros(0, np.int32)),
+    ],
+    ids=["Reshape", "BroadcastTo", "Tile", "Slice", "Sum"],
+)
+def test_what_gives_its_input_back_goes(make: Callable[[Tensor], Tensor]) -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Exp(placeholder("x", (2, 3)))
+        y = raw.Neg(make(x))
+    work = simplify([graph.tensor("x:0")], [y], [])
+    assert [node.type for node in work.nodes] == ["Exp", "Neg"]
+
+
+def test_what_changes_its_input_stays() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Exp(placeholder("x", (2, 3)))
+        changed = [raw.Reshape(x, [3, 2]), raw.Sum(x, [0]), raw.Tile(x, [1, 2])]
+    work = simplify([graph.tensor("x:0")], changed, [])
+    assert [node.type for node in work.nodes] == ["Exp", "Reshape", "Sum", "Tile"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gradserve.errors import GradserveError, InvalidArgument, InvalidGraph, InvalidType, NotFound
-from gradserve.graph import devices, dtypes, op
+from gradserve.graph import devices, dtypes, op, shapes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.indexing import index
 from gradserve.graph.library import Library
@@ -261,6 +261,21 @@ class Node:
         double = Node(self.graph, name, self.type, self.op, inputs, attrs, control_inputs, self.device)
         double._outputs = tuple(Tensor(double, t.index, t.dtype, t.shape) for t in self._outputs)
         return double
+
+    def anew(self, inputs: tuple[Tensor, ...], attrs: Mapping[str, Any], control_inputs: tuple[Node, ...]) -> Node:
+        """The node for other inputs or attrs, beside the graph and not in it, with the shapes that follow from them.
+
+        Raises InvalidShape and the like, as `Graph.append` does.
+        """
+        anew = Node(self.graph, self.name, self.type, self.op, inputs, attrs, control_inputs, self.device, self.source)
+        anew.id = self.id
+        if self.op is None:
+            anew._outputs = tuple(Tensor(anew, t.index, t.dtype, t.shape) for t in self._outputs)
+        else:
+            _infer_outputs(anew, self.op)
+            for before, tensor in zip(self._outputs, anew._outputs, strict=True):
+                tensor.shape = shapes.merge(tensor.shape, before.shape)
+        return anew
 
     @property
     def colocation_groups(self) -> list[str]:

@@ -436,9 +436,16 @@ def _broadcast_axes(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:
     return axes(left), axes(right)
 
 
+def _broadcast_axes_shapes(a: Tensor, b: Tensor) -> Any:
+    left, right = static.value(a), static.value(b)
+    if left is None or right is None:
+        return [(None,), (None,)]
+    return [axes.shape for axes in _broadcast_axes(np, left, right)]
+
+
 define(
     "BroadcastGradientArgs(s0: T, s1: T; T: index = int32) -> (r0: T, r1: T)",
-    shape=lambda a, b: [(None,), (None,)],
+    shape=_broadcast_axes_shapes,
     gradient=NOT_DIFFERENTIABLE,
     kernel=_broadcast_axes,
     host=("s0", "s1"),

@@ -14,6 +14,7 @@ from gradserve.graph.inline import inline, target_of
 from gradserve.graph.shapes import Shape, StaticShape, compatible
 from gradserve.graph.variants import cannot_feed, cannot_fetch
 from gradserve.server.cost import Costs, Hardware, Sizes
+from gradserve.server.fed_shapes import with_fed_shapes
 from gradserve.server.flow import Flow
 from gradserve.server.order import with_early_sums
 from gradserve.server.partition import Piece, partition
@@ -97,6 +98,7 @@ def draft(
         graph = inlined.graph
         fed, wanted = ([inlined.tensors[tensor] for tensor in tensors] for tensors in (fed, wanted))
         run = [target_of(inlined, node) for node in run]
+    fed, wanted, run = with_fed_shapes(fed, [feed.shape for feed in feeds], wanted, run)
     work = with_early_sums(simplify(fed, wanted, run))
     sizes = Sizes(_batch(fed, feeds))
     if options.memory_budget:

@@ -16,10 +16,13 @@ from gradserve.errors import GradserveError
 from gradserve.graph import dtypes
 from gradserve.graph.graph import Node, Tensor, group
 from gradserve.graph.op import Op
-from gradserve.graph.shapes import num_elements
+from gradserve.graph.shapes import is_static, num_elements
 from gradserve.workers.segment import needed
 
 _DROPPED = frozenset(("Identity", "StopGradient", "PreventGradient", "Snapshot", "Conj"))
+# What gives its first input back where it has the same shape, and what does where it reduces over no axes.
+_RESHAPING = frozenset(("Reshape", "BroadcastTo", "EnsureShape", "Squeeze", "Tile", "Slice", "Pad", "PadV2"))
+_REDUCING = frozenset(("Sum", "Mean", "Prod", "Max", "Min"))
 _SIMPLE = frozenset((dtypes.DType, int, bool, str))
 _LARGEST_FOLDED = 4096
 _LARGEST_COMPARED_BYTES = 1024
@@ -99,6 +102,8 @@ class _Pass:
                 return
             if node.type in _DROPPED and self._passes_through(node, inputs):
                 return
+            if self._keeps_all(node, inputs) and self._stands_for(node, inputs[0]):
+                return
         if pure and node not in self.fed_nodes:  # what is fed for it need not be what it would compute
             first = self.alike.setdefault((node.type, inputs), node)
             if first is not node and self._merges(node, inputs, controls, first):
@@ -139,18 +144,29 @@ class _Pass:
         return True
 
     def _passes_through(self, node: Node, inputs: tuple[Tensor, ...]) -> bool:
-        output, source = node.outputs[0], inputs[0]
-        if output in self.fed:
-            return False
+        source = inputs[0]
         if node.type != "Conj":
-            if source.dtype.is_reference:
-                return False
-            self.replaced[output] = source
-            return True
+            return self._stands_for(node, source)
         if source.node.type != "Conj" or source in self.fed or source.node not in self.inputs:
             return False
-        self.replaced[output] = self.inputs[source.node][0]
+        return self._stands_for(node, self.inputs[source.node][0])
+
+    def _stands_for(self, node: Node, source: Tensor) -> bool:
+        """Lets a tensor stand for a node's only output, unless that is fed or the tensor may change meanwhile."""
+        output = node.outputs[0]
+        if output in self.fed or source.dtype.is_reference:
+            return False
+        self.replaced[output] = source
         return True
+
+    def _keeps_all(self, node: Node, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether a node gives its first input back, by what is known of shapes."""
+        if node.type in _RESHAPING:
+            return self.shapes_hold and is_static(inputs[0].shape) and node.outputs[0].shape == inputs[0].shape
+        if node.type in _REDUCING:
+            axes = self.constants.get(inputs[1])
+            return axes is not None and inputs[1] not in self.fed and not axes.size
+        return False
 
     def _folds(self, node: Node, inputs: tuple[Tensor, ...]) -> bool:
         values = self._static_values(node) if _is_static(node) else None
