@@ -70,12 +70,16 @@ class Hardware:
 
 
 class Sizes:
-    """Elements of tensors, with a guess for dimensions that are not known: the batch's."""
+    """Elements of tensors, with a guess for dimensions that are not known: the batch's.
+
+    Attributes:
+        found: what `of` has given so far.
+    """
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._elements: dict[Shape, int] = {None: batch}
-        self._found: dict[Tensor, tuple[int, int]] = {}
+        self.found: dict[Tensor, tuple[int, int]] = {}
 
     def shape(self, tensor: Tensor) -> tuple[int, ...]:
         """The shape, guessed where it is unknown."""
@@ -93,12 +97,12 @@ class Sizes:
 
     def of(self, tensor: Tensor) -> tuple[int, int]:
         """The number of elements, and the size in memory."""
-        found = self._found.get(tensor)
+        found = self.found.get(tensor)
         if found is None:
             count = self._elements.get(tensor.shape)
             if count is None:
                 count = self._elements[tensor.shape] = math.prod(self.shape(tensor))
-            found = self._found[tensor] = count, count * tensor.dtype.size
+            found = self.found[tensor] = count, count * tensor.dtype.size
         return found
 
     def known(self, tensor: Tensor) -> bool:
@@ -115,17 +119,17 @@ class Costs:
         moved: bytes read and written.
     """
 
-    def __init__(self, inputs: Mapping[Node, Sequence[Tensor]], nodes: Iterable[Node], sizes: Sizes) -> None:
+    def __init__(self, inputs: Mapping[Node, tuple[Tensor, ...]], nodes: Iterable[Node], sizes: Sizes) -> None:
         self.sizes = sizes
         self.flops: dict[Node, int] = {}
         self.moved: dict[Node, int] = {}
         self._seconds: dict[Speed, dict[Node, float]] = {}
-        size_of = sizes.of
+        find, size_of = sizes.found.get, sizes.of
         for node in nodes:
             moved = largest = 0
             read = inputs[node]
-            for tensor in (*node.outputs, *read):
-                count, size = size_of(tensor)
+            for tensor in node.outputs + read:
+                count, size = find(tensor) or size_of(tensor)
                 moved += size
                 if count > largest:
                     largest = count
@@ -159,10 +163,11 @@ Rule = Callable[[Sizes, Node, Sequence[Tensor]], float]
 
 def _product(sizes: Sizes, node: Node, inputs: Sequence[Tensor]) -> float:
     """[.., m, k] by [.., k, n]: 2·m·n·k."""
-    shape = sizes.shape(inputs[0])
-    transposed = node.attrs.get("transpose_a") or node.attrs.get("adj_x")
-    inner = (shape[-2] if transposed else shape[-1]) if len(shape) >= 2 else 1
-    return 2 * max((sizes.elements(tensor) for tensor in node.outputs), default=0) * inner
+    shape = inputs[0].shape
+    if shape is None or len(shape) < 2:
+        return 2 * sizes.elements(node.outputs[0])
+    inner = shape[-2 if node.attrs.get("transpose_a") or node.attrs.get("adj_x") else -1]
+    return 2 * sizes.elements(node.outputs[0]) * (sizes.batch if inner is None else inner)
 
 
 def _einsum(sizes: Sizes, node: Node, inputs: Sequence[Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 from gradserve.graph import codec
 from gradserve.graph.dtypes import DType
@@ -15,6 +15,7 @@ from gradserve.server.simplify import Work
 from gradserve.v1 import graph_pb2
 
 Traffic = Sequence[Mapping[Tensor, int]]
+_LARGEST_KEPT = 256
 
 
 def programs(draft: Draft, kept: Traffic, sent: Traffic, numbers: Sequence[int]) -> list[Program]:
@@ -42,9 +43,10 @@ class _Writer:
         # What is fed for an inner tensor need not have the shapes that follow from what it replaces.
         self._shapes_hold = all(tensor.node.type == "Placeholder" for tensor in draft.work.feeds)
         self._placeholders: dict[tuple[DType, Shape], graph_pb2.NodeDef] = {}
+        self._small_constants: dict[Tensor, graph_pb2.NodeDef] = {}
         self._has_handles = bool(draft.flow.handles)
-        taken = {node.name for node in draft.work.nodes}
-        self._inputs, self._constants = _free_scope("inputs", taken), _free_scope("constants", taken)
+        scopes = {node.name.partition("/")[0] for node in draft.work.nodes}
+        self._inputs, self._constants = _free_name("inputs", scopes), _free_name("constants", scopes)
         self._frame = graph_pb2.GraphDef()
         self._frame.versions.producer = 1882
         self._library = draft.graph.library
@@ -64,10 +66,9 @@ class _Writer:
             placeholder.name = names[tensor] = f"{self._inputs}/{len(names)}"
         feeds = tuple([f"{name}:0" for name in names.values()])
         for tensor in piece.constants:
-            names[tensor] = f"{self._constants}/{len(names)}"
-            constant = add(name=names[tensor], op="Const")
-            constant.attr["dtype"].type = tensor.dtype.base.number  # pyright: ignore[reportAttributeAccessIssue]
-            constant.attr["value"].tensor.CopyFrom(codec.array_to_message(self.work.constants[tensor], tensor.dtype))
+            constant = add()
+            constant.CopyFrom(self._constant(tensor))
+            constant.name = names[tensor] = f"{self._constants}/{len(names)}"
         stand_ins = _stand_ins(piece) if self._has_handles else {}
         _add_nodes(message, self.work, piece, names, stand_ins)
         outputs = list(piece.outputs)
@@ -81,6 +82,18 @@ class _Writer:
             tuple([(position, kept[tensor]) for position, tensor in enumerate(outputs) if tensor in kept]),
             tuple([positions[tensor] for tensor in sent]),
         )
+
+    def _constant(self, tensor: Tensor) -> graph_pb2.NodeDef:
+        """A constant without a name; a small one is written once for all pieces."""
+        found = self._small_constants.get(tensor)
+        if found is None:
+            value = self.work.constants[tensor]
+            found = graph_pb2.NodeDef(op="Const")
+            found.attr["dtype"].type = tensor.dtype.base.number  # pyright: ignore[reportAttributeAccessIssue]
+            found.attr["value"].tensor.CopyFrom(codec.array_to_message(value, tensor.dtype))
+            if value.size <= _LARGEST_KEPT:
+                self._small_constants[tensor] = found
+        return found
 
     def _placeholder(self, tensor: Tensor) -> graph_pb2.NodeDef:
         """What stands for a tensor from outside, without a name; those of one dtype and shape are copies of one."""
@@ -97,7 +110,7 @@ class _Writer:
 def _add_nodes(
     message: graph_pb2.GraphDef, work: Work, piece: Piece, names: Mapping[Tensor, str], stand_ins: Mapping[Tensor, str]
 ) -> None:
-    add, controls = message.node.add, piece.controls
+    add, controls, inputs, find = message.node.add, piece.controls, work.inputs, names.get
     for node in piece.nodes:
         if node.source is not None:
             copy = add()
@@ -107,7 +120,7 @@ def _add_nodes(
         else:
             copy = add(name=node.name, op=node.type)
             codec.write_attrs(node, copy, brief=True)
-        copy.input.extend([names.get(tensor) or _wire_name(tensor) for tensor in work.inputs[node]])
+        copy.input.extend([find(tensor) or _wire_name(tensor) for tensor in inputs[node]])
         if node in controls:
             for control in controls[node]:
                 copy.input.append(f"^{control.name}")
@@ -119,17 +132,17 @@ def _add_nodes(
                     reader.attr["T"].type = tensor.dtype.base.number  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _free_name(name: str, taken: Set[str]) -> str:
+    """The name, or a longer one where it is taken."""
+    while name in taken:
+        name += "_"
+    return name
+
+
 def _stand_ins(piece: Piece) -> dict[Tensor, str]:
     """Names of the Identities that read a TF1 variable where its value leaves the piece, at its turn and not later."""
     taken = {node.name for node in piece.nodes}
-    return {t: _free_scope(f"{t.node.name}/value", taken) for t in piece.outputs if t.dtype.is_reference}
-
-
-def _free_scope(name: str, taken: set[str]) -> str:
-    """The name, or a longer one where a node has it or lies in it."""
-    while any(other == name or other.startswith(f"{name}/") for other in taken):
-        name += "_"
-    return name
+    return {t: _free_name(f"{t.node.name}/value", taken) for t in piece.outputs if t.dtype.is_reference}
 
 
 def _wire_name(tensor: Tensor) -> str:
