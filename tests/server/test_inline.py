@@ -58,6 +58,62 @@ def test_a_random_loop_is_drawn_once_for_value_and_gradient(client: gs.Client) -
     np.testing.assert_allclose(np.asarray(found[0]) * X, found.ys[0], rtol=1e-5)
 
 
+def drawing_loop(graph: gs.Graph, x: Tensor) -> Tensor:
+    """x times random numbers, three times over."""
+    start = gs.raw.Identity(np.int32(0))
+    cond = called(graph, [start, x], lambda i, x: [gs.raw.Less(i, 3)])
+    body = called(graph, [start, x], lambda i, x: [i + 1, noise(x)])
+    return gs.raw.While.outputs([start, x], cond=cond, body=body)[1]
+
+
+def drawing_branch(graph: gs.Graph, x: Tensor) -> Tensor:
+    """x times random numbers, where a branch makes it so."""
+    branch = called(graph, [x], lambda x: [noise(x)])
+    flag = gs.raw.Identity(np.array(True))
+    return gs.raw.If.outputs(flag, [x], Tout=["float32"], then_branch=branch, else_branch=branch)[0]
+
+
+@pytest.mark.parametrize("make", [drawing_loop, drawing_branch])
+def test_several_gradients_of_one_node_see_the_same_draws(client: gs.Client, make: Any) -> None:
+    with gs.Graph().as_default() as graph:
+        x = gs.placeholder("float32", (3,), name="x")
+        y = make(graph, x)
+        jacobian = gs.jacobian(y, x)
+        assert jacobian is not None
+    before = [node.type for node in graph.nodes].count("While")
+    assert before in (0, 2 + 3)  # forward, forward with stacks, and a backward loop a row
+    value, rows = client.run(graph, {x: X}, [y, jacobian])
+    np.testing.assert_allclose(rows @ X, value, rtol=1e-5)
+    [alone] = client.run(graph, {x: X}, [jacobian])
+    assert np.count_nonzero(alone) == 3
+
+
+def test_gradients_that_read_other_values_of_a_loop_share_it(client: gs.Client) -> None:
+    """w ← w tanh(v), v ← v w: with respect to w alone, and then to both, and then the second derivatives."""
+    with gs.Graph().as_default() as graph:
+        w, v = (gs.placeholder("float32", (3,), name=name) for name in "wv")
+        start = gs.raw.Identity(np.int32(0))
+        cond = called(graph, [start, w, v], lambda i, w, v: [gs.raw.Less(i, 2)])
+
+        def step(i: Tensor, w: Tensor, v: Tensor) -> list[Tensor]:
+            factor = gs.raw.RandomUniform(np.array([3], np.int32), dtype="float32", seed=3, seed2=4)
+            return [i + 1, w * gs.raw.Tanh(v), gs.raw.StopGradient(v) * factor]
+
+        body = called(graph, [start, w, v], step)
+        y = gs.raw.While.outputs([start, w, v], cond=cond, body=body)[1]
+        [slope] = gs.gradients(y, w)
+        both = gs.gradients(y, [w, v])
+        [bend] = gs.gradients(both[1], v)
+    feeds = {w: X, v: X + 2}
+    value, dw, dw_again, dv, ddv = client.run(graph, feeds, [y, slope, both[0], both[1], bend])
+    np.testing.assert_allclose(dw * X, value, rtol=1e-5)
+    np.testing.assert_array_equal(dw, dw_again)
+    # With y = w tanh(v) tanh(c v) and StopGradient before the second: dy/dv = y (1 - tanh²) / tanh at v.
+    tangent = np.tanh(X + 2)
+    np.testing.assert_allclose(dv, value * (1 - tangent**2) / tangent, rtol=1e-4)
+    np.testing.assert_allclose(ddv, value * -2 * (1 - tangent**2), rtol=1e-4)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_a_random_loop_inside_of_a_call_is_drawn_once(client: gs.Client, order: int) -> None:
     with gs.Graph().as_default() as graph:

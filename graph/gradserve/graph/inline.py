@@ -8,6 +8,7 @@ what draws random numbers or changes variables does so once.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -221,17 +222,27 @@ class _Expanding(_Pass):
 
 
 class _Merging(_Pass):
-    """Puts the second forward nodes of branches and loops in the place of the first ones."""
+    """Puts the second forward nodes of branches and loops in the place of the first ones, and third ones in theirs.
+
+    Attributes:
+        again: for a node the next one, which gives all that it gives and more.
+    """
 
     def __init__(self, graph: Graph, needed: Sequence[Node], keep_first_name: bool) -> None:
         super().__init__(graph, needed)
         self.keep_first_name = keep_first_name
-        members = {node.name: node for node in needed}
         self.again: dict[Node, Node] = {}
+        members = {node.name: node for node in needed}
+        alike: dict[str, list[Node]] = {}
         for node in needed:
-            forward = members.get(node.attrs.get(FORWARD, ""))
-            if forward is not None and node.type not in CALLS:
-                self.again.setdefault(forward, node)
+            if FORWARD in node.attrs and node.type not in CALLS:
+                name = node.attrs[FORWARD]
+                alike.setdefault(name, [members[name]] if name in members else []).append(node)
+        for nodes in alike.values():
+            nodes.sort(key=lambda node: len(node.outputs))
+            for first, second in itertools.pairwise(nodes):
+                if second.inputs[: len(first.inputs)] == first.inputs:
+                    self.again[first] = second
 
     def add(self, node: Node) -> None:
         if node in self.nodes:
@@ -242,7 +253,10 @@ class _Merging(_Pass):
         last = chain[-1]
         for tensor in last.inputs:
             self.add(tensor.node)
-        copy = self._copy(last, (node if self.keep_first_name else last).name, {}, node.device, [])
+        before = [
+            control for member in chain[:-1] for old in member.control_inputs for control in self.nodes.get(old, ())
+        ]
+        copy = self._copy(last, (node if self.keep_first_name else last).name, {}, node.device, before)
         for member in chain:
             self.nodes[member] = (copy,)
             self.tensors.update(zip(member.outputs, copy.outputs, strict=False))

@@ -2,7 +2,9 @@
 
 The gradient of such a node never changes the node. Where it needs values from inside of a body it adds a second node
 that computes what the first one does and returns those values too; it carries the name of the first one in the attr
-`_gradserve_forward`, and a plan that has both runs the second one for both (see gradserve.graph.inline).
+`_gradserve_forward`, and a plan that has both runs the second one for both (see gradserve.graph.inline). Another
+gradient of the same node takes its values from the second one, and adds a third where that lacks any: each gives all
+that those before it give, in the same places.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.graph.functions import Function, Spec, argument, clone, copy_of, spec_of
+from gradserve.graph.functions import FORWARD, Function, Spec, argument, clone, copy_of, spec_of
 from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.handles import held_by
 from gradserve.graph.inline import body_of
@@ -38,6 +40,18 @@ def output_shapes(node: Node, called: FunctionName, specs: Sequence[Spec]) -> li
         return [tensor.shape for tensor in body_of(node.graph, called, specs).outputs]
     finally:
         _open.reset(token)
+
+
+def forward_of(node: Node) -> str:
+    """The name of the node that a node repeats; its own where it repeats none."""
+    return node.attrs.get(FORWARD, node.name)
+
+
+def fullest(node: Node) -> Node:
+    """Of the nodes that repeat a node, and itself, the one that gives most: first of all what the node gives."""
+    name = forward_of(node)
+    again = [reader for reader, slot in node.inputs[0].consumers if slot == 0 and reader.attrs.get(FORWARD) == name]
+    return max(again, key=lambda other: len(other.outputs), default=node)
 
 
 def is_unused(cotangent: Tensor | None) -> bool:

@@ -20,7 +20,7 @@ from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
 from gradserve.graph.shapes import Shape, is_static, widen
 from gradserve.graph.variants import TensorList
-from gradserve.ops.bodies import Call, Reverse, is_unused, output_shapes, reverse, zeros_for
+from gradserve.ops.bodies import Call, Reverse, forward_of, fullest, is_unused, output_shapes, reverse, zeros_for
 
 
 def branches_of(node: Node) -> list[FunctionName]:
@@ -77,14 +77,15 @@ def _gradient(
     specs = [spec_of(tensor) for tensor in inputs]
     wanted = [k for k, x in enumerate(inputs) if sweep.wants(x)]
     seeds = {k: dy for k, dy in enumerate(dys) if dy is not None and not is_unused(dy)}
-    functions = [body_of(node.graph, branch, specs) for branch in branches_of(node)]
+    full = fullest(node)
+    functions = [body_of(node.graph, branch, specs) for branch in branches_of(full)]
     hidden = sweep.hidden(node)
     backs = [reverse(function, sweep, list(seeds), wanted, hidden) for function in functions]
     given = [n for n in range(len(wanted) + len(hidden.xs)) if any(back.found[n] is not None for back in backs)]
     if not given:
         return None, [None] * len(inputs)
     saved = [[t for t in back.captures if t not in back.body.inputs] for back in backs]
-    values = _forward_again(node, index, inputs, functions, backs, saved)
+    values = _given_out(full, backs, saved)
     likes = {
         n: _like(node, hidden.xs[n - len(wanted)], [back.found[n] for back in backs]) for n in given if n >= len(wanted)
     }
@@ -118,17 +119,21 @@ def _like(node: Node, name: str, found: Sequence[Any]) -> Tensor:
     )  # fmt: skip
 
 
-def _forward_again(
-    node: Node, index: Tensor, inputs: Sequence[Tensor], functions: Sequence[Function], backs: Sequence[Reverse],
-    saved: Sequence[Sequence[Tensor]],
-) -> list[Tensor]:  # fmt: skip
-    """The node once more, with what its backward bodies read as further outputs: these are returned."""
-    kinds = [tensor.dtype.base for captured in saved for tensor in captured]
-    if not kinds:
-        return []
+def _given_out(node: Node, backs: Sequence[Reverse], saved: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """What is saved of each branch, from the node itself as far as it gives it out and from the node once more."""
+    places = {tensor: k for back in backs for k, tensor in enumerate(back.body.outputs)}
+    missing = [[t for t in captured if t not in places] for captured in saved]
+    if any(missing):
+        rest = [t for captured in missing for t in captured]
+        places |= {t: k for k, t in enumerate(rest, len(node.outputs))}
+        node = _forward_again(node, [back.body for back in backs], missing)
+    return [node.outputs[places[t]] for captured in saved for t in captured]
+
+
+def _forward_again(node: Node, bodies: Sequence[Function], saved: Sequence[Sequence[Tensor]]) -> Node:
+    """The node once more, with what is saved of each branch as further outputs."""
     names: list[FunctionName] = []
-    for number, function in enumerate(functions):
-        body = backs[number].body
+    for number, body in enumerate(bodies):
         with body.graph.as_default():
             extra = [
                 tensor if own == number else raw.FakeParam(dtype=tensor.dtype.base, shape=tensor.shape)
@@ -136,11 +141,11 @@ def _forward_again(
                 for tensor in captured
             ]
         outputs = [*body.outputs, *extra]
-        names.append(add_function(node.graph, f"{function.name}_saving", body.inputs, outputs, body.effects))
-    tout = [*node.attrs["Tout"], *kinds]
-    op = getattr(raw, node.type)
-    again = op.outputs(index, list(inputs), Tout=tout, **_named(node, names), **{FORWARD: node.name})
-    return list(again[len(node.outputs) :])
+        names.append(add_function(node.graph, f"{body.name}_saving", body.inputs, outputs, body.effects))
+    tout = [*node.attrs["Tout"], *(tensor.dtype.base for captured in saved for tensor in captured)]
+    index, *inputs = node.inputs
+    attrs = {**_named(node, names), FORWARD: forward_of(node)}
+    return getattr(raw, node.type).outputs(index, inputs, Tout=tout, **attrs)[0].node
 
 
 def _backward(

@@ -1,8 +1,9 @@
 """While: a body runs until a condition says stop. The gradient is a loop that runs the body backwards, last round first.
 
 What the backward body reads of each round is stacked by a second forward loop, in one TensorList a value; it counts
-the rounds, too. What stays the same in all rounds is not stacked but passed to the backward loop as it is. As in
-TensorFlow, a variable that no y depends on has gradient 0, but none at all in a loop that was one of TF1's frames.
+the rounds, too. What stays the same in all rounds is not stacked but passed to the backward loop as it is. Another
+gradient of the loop takes the stacks that are there. As in TensorFlow, a variable that no y depends on has gradient 0,
+but none at all in a loop that was one of TF1's frames.
 """
 
 from __future__ import annotations
@@ -19,8 +20,21 @@ from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
 from gradserve.graph.raising import RAISED
 from gradserve.graph.shapes import Shape, widen
-from gradserve.ops.bodies import Call, Reverse, is_unused, output_shapes, reverse, shape_vector, zeros_for
+from gradserve.ops.bodies import (
+    Call,
+    Reverse,
+    forward_of,
+    fullest,
+    is_unused,
+    output_shapes,
+    reverse,
+    shape_vector,
+    zeros_for,
+)
 from gradserve.ops.branches import truth
+
+ROUNDS = "_gradserve_rounds"
+"""The attr of a loop that counts its rounds: the place of the count among its outputs."""
 
 MOST_ROUNDS = 4_000_000
 """Of one loop, so that one that never ends does not hold a worker for ever: some minutes of the smallest bodies."""
@@ -66,8 +80,9 @@ def _kernel(xp: Any, inputs: Sequence[Any], *, node: Node, state: Any, call: Cal
 def _gradient(
     dys: Sequence[Tensor | None], ys: Sequence[Tensor], inputs: Sequence[Tensor], *, node: Node, sweep: Any
 ) -> list[Any]:
-    specs = loop_specs(node)
-    body = body_of(node.graph, node.attrs["body"], specs)
+    full = fullest(node)
+    specs = loop_specs(full)
+    body = body_of(node.graph, full.attrs["body"], specs)
     wanted = [k for k, x in enumerate(inputs) if sweep.wants(x)]
     if RAISED in node.attrs:
         used = [j for j, dy in enumerate(dys) if not is_unused(dy)]
@@ -75,11 +90,11 @@ def _gradient(
     if not wanted:
         return [[None] * len(inputs)]
     resources = [k for k in wanted if specs[k].dtype.kind == "r"]
-    moving = _moving(body, wanted)
+    moving = [k for k in _moving(body, wanted) if k < len(inputs)]
     back = reverse(body, sweep, moving, [*moving, *resources])
     fixed = {k: t for k, t in enumerate(back.body.inputs) if back.body.outputs[k] is t or t.dtype.kind == "r"}
     saved = [t for t in back.captures if t not in fixed.values()]
-    rounds, stacks = _forward_again(node, specs, back, saved)
+    rounds, stacks = _stacked(full, specs, back, saved)
     starts = [dys[k] for k in moving] + [zeros_for(inputs[k]) for k in resources]
     invariant = [k for k, t in fixed.items() if t in back.captures or k in resources]
     found = _backward(node, back, saved, rounds, starts, stacks, [(k, inputs[k]) for k in invariant])
@@ -120,33 +135,52 @@ def _after(x: Tensor) -> set[Tensor]:
     return seen
 
 
-def _forward_again(
-    node: Node, specs: Sequence[Spec], back: Reverse, saved: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """The loop once more: the number of its rounds, and the stacks of what the backward body reads."""
-    body, graph = back.body, node.graph
+def _stacked(node: Node, specs: Sequence[Spec], back: Reverse, saved: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The number of a loop's rounds, and the stacks of what the backward body reads, of the loop itself as far as it
+    has them and of the loop once more for the rest."""
+    places = _stacks(node, back.body)
+    missing = [t for t in saved if t not in places]
+    if missing or ROUNDS not in node.attrs:
+        first = len(node.outputs) + (ROUNDS not in node.attrs)
+        places |= {t: k for k, t in enumerate(missing, first)}
+        node = _forward_again(node, specs, back.body, missing)
+    return node.outputs[node.attrs[ROUNDS]], [node.outputs[places[t]] for t in saved]
+
+
+def _stacks(node: Node, body: Function) -> dict[Tensor, int]:
+    """The tensors of a body that each round adds to a list which starts empty, with the list's place."""
+    return {
+        out.node.inputs[1]: k
+        for k, (x, held, out) in enumerate(zip(node.inputs, body.inputs, body.outputs, strict=True))
+        if x.node.type == "EmptyTensorList" and out.node.type == "TensorListPushBack" and out.node.inputs[0] is held
+    }
+
+
+def _forward_again(node: Node, specs: Sequence[Spec], body: Function, saved: Sequence[Tensor]) -> Node:
+    """The loop once more. It also counts its rounds, if it has not done so yet, and then stacks what is to be saved."""
+    graph = node.graph
     stacks = [
         raw.EmptyTensorList(shape_vector(t.shape), np.int32(-1), element_dtype=t.dtype.base, name="stack")
         for t in saved
     ]
-    start = graph.constant(np.int32(0))
-    inputs = [*node.inputs, start, *stacks]
+    counts = [] if ROUNDS in node.attrs else [graph.constant(np.int32(0))]
+    inputs = [*node.inputs, *counts, *stacks]
     with body.graph.as_default():
-        count = argument(spec_of(start), "rounds")
+        counted = [argument(spec_of(count), "rounds") for count in counts]
         lists = [argument(spec_of(stack), f"stack_{k}") for k, stack in enumerate(stacks)]
         pushed = [
             raw.TensorListPushBack(held, t, element_dtype=t.dtype.base) for held, t in zip(lists, saved, strict=True)
         ]
-        outputs = [*body.outputs, count + 1, *pushed]
-        saving = add_function(graph, f"{body.name}_saving", [*body.inputs, count, *lists], outputs, body.effects)
+        outputs = [*body.outputs, *(count + 1 for count in counted), *pushed]
+        saving = add_function(graph, f"{body.name}_saving", [*body.inputs, *counted, *lists], outputs, body.effects)
     condition = copy_of(body_of(graph, node.attrs["cond"], specs))
     with condition.graph.as_default():
         more = [argument(spec_of(x), f"more_{k}") for k, x in enumerate(inputs[len(node.inputs) :])]
         asking = add_function(
             graph, f"{condition.name}_saving", [*condition.inputs, *more], condition.outputs, condition.effects
         )
-    again = _loop(node, inputs, asking, saving, **{FORWARD: node.name})[len(node.inputs) :]
-    return again[0], again[1:]
+    attrs = {FORWARD: forward_of(node), ROUNDS: node.attrs.get(ROUNDS, len(node.outputs))}
+    return _loop(node, inputs, asking, saving, **attrs)[0].node
 
 
 def _backward(
