@@ -242,6 +242,13 @@ def main() -> None:
     help="Replace a worker that gives no sign of life for so long; 0: never.",
 )
 @click.option(
+    "--patience-seconds",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Replace a worker that runs for so long what nobody waits for any more; 0: never.",
+)
+@click.option(
     "--memory-limit-bytes",
     type=click.IntRange(0),
     default=0,
@@ -265,6 +272,7 @@ def serve(
     compile_now: bool,
     grace_seconds: float,
     stall_timeout_seconds: float,
+    patience_seconds: float,
     memory_limit_bytes: int,
     verbose: bool,
     follow_stdin: bool,
@@ -301,6 +309,7 @@ def serve(
             compile_now=compile_now,
             plans=bounds.max_cached_plans,
             stall_timeout_seconds=stall_timeout_seconds,
+            patience_seconds=patience_seconds,
             memory_limit_bytes=memory_limit_bytes,
         ),
         limits=bounds,

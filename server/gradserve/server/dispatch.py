@@ -2,6 +2,9 @@
 
 A step's tensors are counted here: feeds and variables are held until no worker can read them any more, also when
 the step was cancelled or started again; results and new values of variables go to their owners at the end.
+
+A segment can't be stopped while it runs. One that goes on for long when its step is over (a loop without end, of a
+caller whose deadline has passed) keeps others waiting: its worker is replaced.
 """
 
 from __future__ import annotations
@@ -55,6 +58,9 @@ class _Step:
 class _Attempt:
     """One try at a step: what came back so far, and what workers may still be reading.
 
+    Attributes:
+        in_flight: the worker of each segment that has been submitted and has not ended.
+
     Invariant: `outputs[k][j]` is there from the end of segment k (from its submission, in a fleet that
     runs at once) until the last of its `unread[k][j]` readers has run.
     """
@@ -68,7 +74,7 @@ class _Attempt:
         self.done: dict[int, Any] = {}
         self.updates: dict[str, Value] = {}
         self.draws: dict[str, int] = {}
-        self.in_flight: list[int] = []
+        self.in_flight: dict[int, int] = {}
         self.over = False
 
 
@@ -86,8 +92,12 @@ class Dispatcher:
         crossed_bytes: of tensors that segments have read from another worker so far, each once to each worker.
     """
 
-    def __init__(self, fleet: Fleet, tries: int, limit: int) -> None:
+    def __init__(self, fleet: Fleet, tries: int, limit: int, patience_seconds: float = 0) -> None:
+        """`patience_seconds` is what a segment gets to end when its step is over; 0 for ever."""
         self._fleet = fleet
+        self._patience = patience_seconds
+        # What each worker was given to run and has not answered, in order.
+        self._given_out: list[dict[tuple[int, int], None]] = [{} for _ in fleet.workers()]
         self._limit = limit
         self._running = 0
         self.crossed_bytes = 0
@@ -244,22 +254,24 @@ class Dispatcher:
                     known.updates[name] = value
             if draws:
                 known.draws.update(draws)
-        self._landed(worker, attempt)
+        self._landed(worker, attempt, segment)
         self._do(self._scheduler.finished(worker, attempt, segment))
 
     def failed(self, worker: int, attempt: int, segment: int, error: GradserveError) -> None:
-        self._landed(worker, attempt)
+        self._landed(worker, attempt, segment)
         self._do(self._scheduler.failed(worker, attempt, error))
 
     def missing(self, worker: int, attempt: int, segment: int) -> None:
-        self._landed(worker, attempt)
+        self._landed(worker, attempt, segment)
         self._do(self._scheduler.missing(worker, attempt))
 
     def lost(self, worker: int) -> None:
         self._do(self._scheduler.lost(worker))
-        for number, attempt in list(self._attempts.items()):
-            attempt.in_flight = [other for other in attempt.in_flight if other != worker]
-            self._release(number, attempt)
+        for number, segment in self._given_out[worker]:
+            if number in self._attempts:
+                del self._attempts[number].in_flight[segment]
+                self._release(number, self._attempts[number])
+        self._given_out[worker].clear()
 
     def ready(self, worker: int) -> None:
         self._do(self._scheduler.ready(worker))
@@ -307,7 +319,8 @@ class Dispatcher:
         number = segment.program.number
         if not self._fleet.is_loaded(command.worker, number):
             self._fleet.load(command.worker, segment.program)
-        attempt.in_flight.append(command.worker)
+        attempt.in_flight[command.segment] = command.worker
+        self._given_out[command.worker][command.attempt, command.segment] = None
         ticket = self._fleet.submit(
             command.worker,
             Submission(
@@ -351,10 +364,11 @@ class Dispatcher:
             self._fleet.free(attempt.outputs[segment][position])
             attempt.outputs[segment][position] = None
 
-    def _landed(self, worker: int, number: int) -> None:
+    def _landed(self, worker: int, number: int, segment: int) -> None:
+        self._given_out[worker].pop((number, segment), None)
         attempt = self._attempts.get(number)
         if attempt is not None:
-            attempt.in_flight.remove(worker)
+            del attempt.in_flight[segment]
             self._release(number, attempt)
 
     def _end(self, number: int) -> None:
@@ -362,6 +376,20 @@ class Dispatcher:
         if attempt is not None:
             attempt.over = True
             self._release(number, attempt)
+            if attempt.in_flight and self._patience:
+                asyncio.get_running_loop().call_later(self._patience, self._lose_patience, number)
+
+    def _lose_patience(self, number: int) -> None:
+        """Replaces the workers that still run a segment of an attempt that is over; looks again at the others."""
+        attempt = self._attempts.get(number)
+        if attempt is None or self._closing:
+            return
+        for segment, worker in list(attempt.in_flight.items()):
+            first = next(iter(self._given_out[worker]))
+            waits = any(before in attempt.in_flight for before in attempt.step.plan.segments[segment].before)
+            if first == (number, segment) and not waits:
+                self._fleet.replace(worker, f"it runs for {self._patience:g} s what nobody waits for any more")
+        asyncio.get_running_loop().call_later(self._patience, self._lose_patience, number)
 
     def _release(self, number: int, attempt: _Attempt) -> None:
         """Counts an attempt out when it is over and no worker reads for it any more."""

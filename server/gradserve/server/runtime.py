@@ -58,6 +58,8 @@ class RuntimeOptions:
         attempts: how often a step is tried when its workers die before Unavailable is raised.
         start_timeout_seconds: how long a worker may take to start.
         stall_timeout_seconds: a worker that gives no sign of life for so long is ended and replaced; 0: never.
+        patience_seconds: a worker that runs for so long what nobody waits for any more (of a cancelled call, or one
+            whose deadline has passed) is ended and replaced; 0: never.
         memory_limit_bytes: the most that a plan's tensors may take on one worker, by its estimate; where kernels run on
             NumPy, a worker is not given much more either. 0: no limit.
     """
@@ -75,6 +77,7 @@ class RuntimeOptions:
     attempts: int = 4
     start_timeout_seconds: float = 60.0
     stall_timeout_seconds: float = 30.0
+    patience_seconds: float = 10.0
     memory_limit_bytes: int = 0
 
 
@@ -104,7 +107,7 @@ class Runtime:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = options.threads or max(1, cores // options.workers)
         self._fleet = make_fleet(options, self.engine, threads)
-        self._dispatcher = Dispatcher(self._fleet, options.attempts, options.queued_steps)
+        self._dispatcher = Dispatcher(self._fleet, options.attempts, options.queued_steps, options.patience_seconds)
         self._data_parallel = DataParallel(self._fleet, self._dispatcher, self._plan)
         self._plans = PlanCache(options.plans)
         self._making: dict[Hashable, asyncio.Future[Plan]] = {}

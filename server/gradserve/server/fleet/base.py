@@ -258,6 +258,10 @@ class Fleet(abc.ABC):
         """Drops what a worker kept for an attempt."""
 
     @abc.abstractmethod
+    def replace(self, worker: int, why: str) -> None:
+        """Ends a worker's process and starts another one, as if it had died by itself."""
+
+    @abc.abstractmethod
     def put(self, array: Array) -> Value:
         """A value that every worker can read. Raises LimitExceeded where there is no memory left."""
 

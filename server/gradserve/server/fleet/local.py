@@ -233,6 +233,12 @@ class LocalFleet(Fleet):
         if process is not None and process.alive:
             self._send(process, (wire.FORGET, attempt))
 
+    def replace(self, worker: int, why: str) -> None:
+        process = self._slots[worker].current
+        if process is not None and process.alive:
+            log.warning("Worker %d is replaced: %s.", worker, why)
+            process.popen.kill()
+
     # Tensors
 
     def put(self, array: Array) -> Value:
@@ -453,8 +459,7 @@ class LocalFleet(Fleet):
                 process = slot.current
                 if process is None or not process.alive or slot.state != "ready" or now - process.heard < timeout:
                     continue
-                log.warning("Worker %d has been silent for %.1f s: it is replaced.", index, now - process.heard)
-                process.popen.kill()
+                self.replace(index, f"it has been silent for {now - process.heard:.1f} s")
 
     async def _replace(self, index: int, dead: _Process) -> None:
         slot = self._slots[index]

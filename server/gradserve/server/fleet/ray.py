@@ -301,6 +301,17 @@ class RayFleet(Fleet):
         # may leave later calls of an actor that runs them in order waiting for ever.)
         slot.actor.forget.options(concurrency_group=_LIFE).remote(life.epoch, attempt)
 
+    def replace(self, worker: int, why: str) -> None:
+        slot = self._slots[worker]
+        life = slot.current
+        if life is None or not life.alive:
+            return
+        log.warning("Worker %d is replaced: %s.", worker, why)
+        if life.node == self._here:
+            os.kill(life.pid, signal.SIGKILL)
+        self._ray.kill(slot.actor, no_restart=False)
+        self._lost(worker, life)
+
     def _answered(self, worker: int, life: _Incarnation, run: _Run, done: Future[Any]) -> None:
         """A call came to an end, one way or another."""
         if self._closing or not life.alive:
@@ -677,11 +688,7 @@ class RayFleet(Fleet):
                 life = slot.current
                 if life is None or not life.alive or now - life.heard < timeout:
                     continue
-                log.warning("Worker %d has been silent for %.1f s: it is replaced.", index, now - life.heard)
-                if life.node == self._here:
-                    os.kill(life.pid, signal.SIGKILL)
-                self._ray.kill(slot.actor, no_restart=False)
-                self._lost(index, life)
+                self.replace(index, f"it has been silent for {now - life.heard:.1f} s")
 
     def _heard(self, life: _Incarnation, done: Future[int]) -> None:
         if done.exception() is None:
