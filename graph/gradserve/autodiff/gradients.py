@@ -30,7 +30,7 @@ from gradserve.autodiff.aggregate import (
 from gradserve.autodiff.custom import apply_custom, custom_gradient, missing_gradient
 from gradserve.autodiff.hidden import NOTHING, Hidden, holders, in_body
 from gradserve.autodiff.why_none import Reason, explain
-from gradserve.errors import InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
+from gradserve.errors import GradserveError, InvalidArgument, InvalidSeed, InvalidShape, InvalidType, NoGradient
 from gradserve.graph import collector, dtypes, op, shapes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor, group, to_array
 from gradserve.graph.handles import held_by
@@ -335,6 +335,23 @@ class _Sweep:
     def _apply_rule(
         self, node: Node, definition: Op, rule: op.BoundRule, cotangents: Sequence[Cotangent | None]
     ) -> list[Cotangent | None]:
+        """The cotangents of a node's inputs. Raises InvalidArgument where its inputs and attrs make no sense."""
+        try:
+            results = self._terms(node, definition, rule, cotangents)
+        except GradserveError:
+            raise
+        except (*op.FAILURES, MemoryError) as error:
+            raise InvalidArgument(
+                f"No gradient of {node.name} ({node.type}) follows from its inputs and attrs: {error}.",
+                node=node.name, op=node.type,
+            ) from error  # fmt: skip
+        for slot, (term, tensor) in enumerate(zip(results, node.inputs, strict=True)):
+            _merge_shape(node, slot, term, tensor)
+        return results
+
+    def _terms(
+        self, node: Node, definition: Op, rule: op.BoundRule, cotangents: Sequence[Cotangent | None]
+    ) -> list[Cotangent | None]:
         if not definition.takes_slices:
             cotangents = [_whole(term) for term in cotangents]
         conjugate = definition.holomorphic and any(tensor.dtype.is_complex for tensor in node.outputs)
@@ -362,8 +379,6 @@ class _Sweep:
             results = [
                 None if term is None else _led_back(term, node.inputs, slot) for slot, term in enumerate(results)
             ]
-        for slot, (term, tensor) in enumerate(zip(results, node.inputs, strict=True)):
-            _merge_shape(node, slot, term, tensor)
         return results
 
 
@@ -513,9 +528,11 @@ def _slices_seed(k: int, y: IndexedSlices, seed: Any) -> Tensor:
 
 
 def _shape_of(tensor: Tensor) -> Tensor:
-    if shapes.is_static(tensor.shape):
-        return tensor.graph.constant(np.array(tensor.shape, np.int32), dtypes.int32, name="Shape")
-    return raw.Shape(tensor)
+    if tensor.shape is None or not shapes.is_static(tensor.shape):
+        return raw.Shape(tensor)
+    shape = np.array(tensor.shape, np.int64)
+    kind = dtypes.int32 if shape.max(initial=0) < 2**31 else dtypes.int64
+    return tensor.graph.constant(shape.astype(kind.numpy), kind, name="Shape")
 
 
 def _zeros(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ byte for byte: it keeps the message that it came from, unknown fields included.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -20,10 +21,10 @@ from gradserve.graph import collector, dtypes, op
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
 from gradserve.graph.library import Library
+from gradserve.graph.node_checks import FIELDS, check_attrs, check_edges
 from gradserve.graph.old_calls import new_calls
 from gradserve.graph.raising import is_back_edge, needs_raising, raise_control_flow
-from gradserve.graph.shapes import Shape, num_elements
-from gradserve.graph.signature import REQUIRED
+from gradserve.graph.shapes import Shape
 from gradserve.v1 import graph_pb2, tensor_pb2
 
 GraphType = TypeVar("GraphType", bound=Graph)
@@ -37,6 +38,9 @@ _FIELD = {
     "bool": "bool_val", "uint32": "uint32_val", "uint64": "uint64_val", "string": "string_val",
     "complex64": "scomplex_val", "complex128": "dcomplex_val", "float16": "half_val", "bfloat16": "half_val",
 }  # fmt: skip
+_MOST_AXES = 64  # as many as NumPy has
+_MOST_REPEATED_BYTES = 1 << 30
+_WORTH_REPEATING_BYTES = 1 << 16
 
 
 def array_to_message(array: np.ndarray[Any, Any], dtype: DType | None = None) -> tensor_pb2.TensorProto:
@@ -54,11 +58,38 @@ def array_to_message(array: np.ndarray[Any, Any], dtype: DType | None = None) ->
     return message
 
 
+def constant_to_message(array: np.ndarray[Any, Any], dtype: DType) -> tensor_pb2.TensorProto:
+    """The message of a constant in a graph: one value stands for all of an array that repeats it."""
+    base = dtype.base
+    if not is_repeated(array) or base.name not in _FIELD:
+        return array_to_message(array, dtype)
+    message = tensor_pb2.TensorProto(dtype=base.number, tensor_shape=shape_to_message(array.shape))  # pyright: ignore[reportArgumentType]
+    getattr(message, _FIELD[base.name]).extend(_as_fields(array[(0,) * array.ndim], base))
+    return message
+
+
+def _as_fields(value: Any, dtype: DType) -> list[Any]:
+    """A value as typed fields hold it."""
+    if dtype.name in ("float16", "bfloat16"):
+        return [int(np.asarray(value).view(np.uint16))]
+    if dtype.is_complex:
+        return [value.real, value.imag]
+    return [int(value) if dtype.kind in "iuq" else value]
+
+
+def is_repeated(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array is one value, held once, for all of its elements."""
+    return array.size > 1 and not any(array.strides)
+
+
 def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray[Any, Any]:
-    """The array of a message, read-only where it shares the message's bytes. Raises InvalidGraph."""
+    """The array of a message; read-only where it shares the message's bytes, or repeats one value for all elements.
+
+    Raises InvalidGraph.
+    """
     dtype = dtypes.from_number(message.dtype)
-    shape = tuple(dim.size for dim in message.tensor_shape.dim)
-    count = num_elements(shape) or 0
+    shape = _array_shape(message.tensor_shape, dtype)
+    count = math.prod(shape)
     if message.tensor_content and dtype.kind == "s":
         return _packed_strings(message.tensor_content, count).reshape(shape)
     if message.tensor_content:
@@ -67,7 +98,17 @@ def array_from_message(message: tensor_pb2.TensorProto) -> np.ndarray[Any, Any]:
                 f"A tensor of {dtype} {shape} needs {count * dtype.size} bytes and has {len(message.tensor_content)}."
             )
         return np.frombuffer(message.tensor_content, dtype.numpy.newbyteorder("<")).reshape(shape)
-    return _typed_values(message, dtype, count).reshape(shape)
+    return _typed_values(message, dtype, shape, count)
+
+
+def _array_shape(message: tensor_pb2.TensorShapeProto, dtype: DType) -> tuple[int, ...]:
+    """The shape of an array that could be. Raises InvalidGraph."""
+    shape = tuple([dim.size for dim in message.dim])
+    if min(shape, default=0) < 0:
+        raise InvalidGraph(f"A constant has the shape {shape}: its dimensions must be known.", shape=shape)
+    if len(shape) > _MOST_AXES or math.prod(size for size in shape if size) * dtype.numpy.itemsize >= 2**63:
+        raise InvalidGraph(f"No memory holds a tensor of {dtype} {shape}.", shape=shape)
+    return shape
 
 
 def _packed_strings(content: bytes, count: int) -> np.ndarray[Any, Any]:
@@ -92,27 +133,37 @@ def _packed_strings(content: bytes, count: int) -> np.ndarray[Any, Any]:
     return flat
 
 
-def _typed_values(message: tensor_pb2.TensorProto, dtype: DType, count: int) -> np.ndarray[Any, Any]:
+def _typed_values(
+    message: tensor_pb2.TensorProto, dtype: DType, shape: tuple[int, ...], count: int
+) -> np.ndarray[Any, Any]:
     """Values of the typed fields; the last one stands for all that follow."""
     if dtype.name not in _FIELD:
         if count == 0:
-            return np.empty(0, dtype.numpy)
+            return np.empty(shape, dtype.numpy)
         raise InvalidGraph(f"A constant of type {dtype} can't be read.", dtype=dtype)
     values = list(getattr(message, _FIELD[dtype.name]))
     if dtype.kind == "s":
-        flat = np.empty(count, object)
-        flat[:] = values[:count] + [values[-1] if values else b""] * (count - len(values))
-        return flat
-    if dtype.name in ("float16", "bfloat16"):
+        array = np.empty(max(len(values), 1), object)
+        array[:] = values or [b""]
+    elif dtype.name in ("float16", "bfloat16"):
         array = np.array(values, np.uint16).view(np.float16 if dtype.name == "float16" else ml_dtypes.bfloat16)
     elif dtype.is_complex:
-        array = np.array(values, dtype.real.numpy).view(dtype.numpy)
+        array = np.array(values[: len(values) // 2 * 2], dtype.real.numpy).view(dtype.numpy)
     else:
         array = np.array(values).astype(dtype.numpy) if values else np.empty(0, dtype.numpy)
     if len(array) >= count:
-        return array[:count]
-    fill = array[-1:] if len(array) else np.zeros(1, dtype.numpy)
-    return np.concatenate([array, np.repeat(fill, count - len(array))])
+        return array[:count].reshape(shape)
+    size = count * dtype.numpy.itemsize
+    if len(array) <= 1:
+        repeated = np.broadcast_to(array.reshape(()) if len(array) else np.zeros((), dtype.numpy), shape)
+        return repeated if size > _WORTH_REPEATING_BYTES else repeated.copy()
+    if size > _MOST_REPEATED_BYTES:
+        raise InvalidGraph(
+            f"A constant of {dtype} {shape} says {len(array)} of its {count} values and is too large for that: give it "
+            "as tensor_content.",
+            shape=shape,
+        )
+    return np.concatenate([array, np.repeat(array[-1:], count - len(array))]).reshape(shape)
 
 
 def shape_to_message(shape: Shape) -> tensor_pb2.TensorShapeProto:
@@ -131,9 +182,6 @@ def shape_from_message(message: tensor_pb2.TensorShapeProto) -> Shape:
 
 
 # Attrs
-
-_LISTS = {"list(int)": "i", "list(float)": "f", "list(bool)": "b", "list(type)": "type", "list(string)": "s",
-          "list(shape)": "shape", "list(tensor)": "tensor", "list(func)": "func"}  # fmt: skip
 
 
 def attr_from_message(value: graph_pb2.AttrValue) -> Any:
@@ -182,11 +230,12 @@ def attr_to_message(kind: str, value: Any) -> graph_pb2.AttrValue:
     """The message of an attr of a kind (as in a signature)."""
     message = graph_pb2.AttrValue()
     if kind.startswith("list("):
-        entries = getattr(message.list, _LISTS[kind])
+        kind = kind[5:-1]
+        entries = getattr(message.list, FIELDS[kind])
         message.list.SetInParent()
-        entries.extend(_scalar_to_message(kind[5:-1], entry) for entry in value)
+        entries.extend(_scalar_to_message(kind, entry) for entry in value)
         return message
-    field = {"int": "i", "float": "f", "bool": "b", "string": "s"}.get(kind, kind)
+    field = FIELDS[kind]
     converted = _scalar_to_message(kind, value)
     if kind in ("shape", "tensor", "func"):
         getattr(message, field).CopyFrom(converted)
@@ -294,7 +343,7 @@ def write_attrs(node: Node, message: graph_pb2.NodeDef, brief: bool = False) -> 
         elif kind == "int":
             written[key].i = int(value)
         elif key == "value" and node.type == "Const":
-            written[key].tensor.CopyFrom(array_to_message(value, node.attrs["dtype"]))
+            written[key].tensor.CopyFrom(constant_to_message(value, node.attrs["dtype"]))
         else:
             written[key].CopyFrom(attr_to_message(kind, value))
 
@@ -325,6 +374,7 @@ def graph_from_message(
         if calls:
             ordered = [calls.get(source.name, source) for source in ordered]
         if needs_raising(ordered):
+            check_edges(sources)
             ordered = _raised(graph, ordered)
         if calls:
             left = calls.keys() - graph.raised.inside.keys()
@@ -414,24 +464,10 @@ def _attrs_from_message(source: graph_pb2.NodeDef, definition: op.Op | None) -> 
         raise InvalidGraph(f"{source.name} ({source.op}): an attr can't be read: {error}", node=source.name) from None
     if definition is None:
         return attrs
+    check_attrs(source, definition)
     for key, spec in definition.signature.attrs.items():
-        if key not in source.attr:
-            if spec.default is REQUIRED:
-                raise InvalidGraph(
-                    f"{source.name} ({source.op}) lacks the attr {key!r}.",
-                    node=source.name,
-                    op=source.op,
-                    attr=key,
-                )
+        if key not in attrs:
             attrs[key] = spec.default
-            continue
-        held = source.attr[key].WhichOneof("value")
-        wanted = "list" if spec.kind.startswith("list(") else _LISTS[f"list({spec.kind})"]
-        if held not in (wanted, "placeholder"):
-            raise InvalidGraph(
-                f"{source.name} ({source.op}): the attr {key!r} must be of kind {spec.kind}, not {held}.",
-                node=source.name, op=source.op, attr=key,
-            )  # fmt: skip
     return attrs
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradserve.errors import InvalidType
 
-_REFERENCE_OFFSET = 100
+REFERENCE_OFFSET = 100
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -42,12 +42,12 @@ class DType:
 
     @property
     def is_reference(self) -> bool:
-        return self.number > _REFERENCE_OFFSET
+        return self.number > REFERENCE_OFFSET
 
     @property
     def base(self) -> DType:
         """The type behind a reference type; itself otherwise."""
-        return _BY_NUMBER[self.number - _REFERENCE_OFFSET] if self.is_reference else self
+        return _BY_NUMBER[self.number - REFERENCE_OFFSET] if self.is_reference else self
 
     @property
     def is_floating(self) -> bool:
@@ -118,8 +118,8 @@ uint4 = _make("uint4", 30, ml_dtypes.uint4, "u")
 
 _BASE = [value for value in list(globals().values()) if isinstance(value, DType)]
 _BY_NUMBER = {dtype.number: dtype for dtype in _BASE} | {
-    dtype.number + _REFERENCE_OFFSET: DType(
-        f"{dtype.name}_ref", dtype.number + _REFERENCE_OFFSET, dtype.numpy, dtype.kind
+    dtype.number + REFERENCE_OFFSET: DType(
+        f"{dtype.name}_ref", dtype.number + REFERENCE_OFFSET, dtype.numpy, dtype.kind
     )
     for dtype in _BASE
 }
@@ -142,7 +142,7 @@ def from_number(number: int) -> DType:
 
 def reference(dtype: DType) -> DType:
     """TF1's reference type of a base type."""
-    return _BY_NUMBER[dtype.base.number + _REFERENCE_OFFSET]
+    return _BY_NUMBER[dtype.base.number + REFERENCE_OFFSET]
 
 
 def as_dtype(value: Any) -> DType:

@@ -28,6 +28,10 @@ UNKNOWN_YET: Any = object()
 _ANYWHERE = devices.Device()
 
 
+MOST_TENSORS = 1 << 16
+"""Inputs, or outputs, of one node: an attr of a few bytes may ask for any number."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionName:
     """The value of an attr of kind `func`: a function of the library and the attrs that it is called with."""
@@ -640,7 +644,7 @@ def group(arguments: Sequence[Argument], attrs: Mapping[str, Any], flat: Sequenc
 
 
 def argument_dtypes(arguments: Sequence[Argument], attrs: Mapping[str, Any]) -> list[DType]:
-    """The dtype of every flat input or output that the attrs imply."""
+    """The dtype of every flat input or output that the attrs imply. Raises InvalidGraph for a senseless number."""
     result: list[DType] = []
     for argument in arguments:
         if argument.type_list_attr:
@@ -649,12 +653,23 @@ def argument_dtypes(arguments: Sequence[Argument], attrs: Mapping[str, Any]) -> 
         dtype = argument.dtype or attrs[argument.type_attr]
         if argument.is_reference:
             dtype = dtypes.reference(dtype)
-        result.extend([dtype] * (attrs[argument.number_attr] if argument.number_attr else 1))
+        number = 1
+        if argument.number_attr:
+            number = attrs[argument.number_attr]
+            if not 0 <= number <= MOST_TENSORS:
+                raise InvalidGraph(
+                    f"the attr {argument.number_attr} asks for {number} tensors, of at most {MOST_TENSORS}.",
+                    attr=argument.number_attr, number=number,
+                )  # fmt: skip
+        result.extend([dtype] * number)
     return result
 
 
 def _infer_outputs(node: Node, definition: Op) -> None:
-    """Checks a node against its signature and makes its output tensors."""
+    """Checks a node against its signature and makes its output tensors.
+
+    Raises InvalidGraph, also where the shape rule finds its inputs and attrs to make no sense.
+    """
     try:
         _check(node, definition)
         kinds = argument_dtypes(definition.signature.outputs, node.attrs)
@@ -663,10 +678,17 @@ def _infer_outputs(node: Node, definition: Op) -> None:
         else:
             result = definition.shape(node, node.attrs, *node.arguments())
             inferred = result if isinstance(result, list) else [result]
+        if len(inferred) != len(kinds):
+            raise InvalidGraph(f"its attrs name {len(kinds)} outputs, but it has {len(inferred)}.")
     except GradserveError as error:
         error.message = f"{node.name} ({node.type}): {error.message}"
         error.metadata |= {"node": node.name, "op": node.type}
         raise
+    except (*op.FAILURES, MemoryError) as error:
+        raise InvalidGraph(
+            f"{node.name} ({node.type}): no shape follows from its inputs and attrs: {error}.",
+            node=node.name, op=node.type,
+        ) from error  # fmt: skip
     node._outputs = tuple(  # pyright: ignore[reportPrivateUsage]
         Tensor(node, k, dtype, shape) for k, (dtype, shape) in enumerate(zip(kinds, inferred, strict=True))
     )

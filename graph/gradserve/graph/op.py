@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 Rule = Callable[..., Any]
 
+FAILURES = (ArithmeticError, ValueError, TypeError, IndexError, KeyError)
+"""What a rule or a kernel raises, beside errors of our own, where inputs and attrs that fit the signature make no
+sense."""
+
 
 class NoRule(NamedTuple):
     """Stands where a gradient rule would: why there is none.

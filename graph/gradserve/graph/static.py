@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument
+from gradserve.errors import GradserveError
 from gradserve.graph import shapes
 from gradserve.graph.graph import UNKNOWN_YET, Tensor, group
+from gradserve.graph.op import FAILURES
 from gradserve.graph.shapes import Dimension, Shape
 
 _LARGEST = 4096
@@ -33,17 +34,14 @@ def scalar(tensor: Tensor) -> int | None:
 def axes(tensor: Tensor, rank: int) -> list[int] | None:
     """Reduction indices as sorted non-negative axes, where they are known."""
     known = _value(tensor, 0)
-    if known is None:
+    if known is None or known.size > _LARGEST:
         return None
     return sorted({shapes.normalise_axis(int(axis), rank) for axis in known.reshape(-1)})
 
 
 def shape_value(tensor: Tensor) -> Shape:
     """The shape that an integer vector holds; -1 and unknown entries become None."""
-    known = _value(tensor, 0)
-    if known is not None:
-        return tuple(None if size < 0 else int(size) for size in known.reshape(-1))
-    return _partial(tensor, 0)
+    return _piece(tensor, 0)
 
 
 def _value(tensor: Tensor, depth: int) -> np.ndarray[Any, Any] | None:
@@ -77,7 +75,7 @@ def _compute(tensor: Tensor, depth: int) -> np.ndarray[Any, Any] | None:
     arguments = group(definition.signature.inputs, node.attrs, values)
     try:
         result = definition.kernel(node, node.attrs, np, *arguments)
-    except InvalidArgument:  # a division by zero, say: the run will raise it, if it gets here at all
+    except (GradserveError, *FAILURES):  # a division by zero, say: the run will raise it, if it gets here at all
         return None
     return np.asarray(result[tensor.index] if isinstance(result, (tuple, list)) else result)
 
@@ -106,6 +104,8 @@ def _partial(tensor: Tensor, depth: int) -> Shape:
 
 def _piece(tensor: Tensor, depth: int) -> Shape:
     known = _value(tensor, depth)
+    if known is not None and known.size > _LARGEST:
+        return None
     if known is not None:
         return tuple(None if size < 0 else int(size) for size in known.reshape(-1))
     return _partial(tensor, depth)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
+from gradserve.errors import InvalidType
+from gradserve.graph.dtypes import DType
 from gradserve.graph.op import NOT_DIFFERENTIABLE, call, define, same_shape, scalar_shape
+from gradserve.graph.shapes import Shape
+
+
+def _constant_shape(*, value: Any, dtype: DType) -> Shape:
+    if value.dtype != dtype.numpy:
+        raise InvalidType(f"its value is {value.dtype}, but its dtype {dtype}.", dtype=dtype)
+    return value.shape
+
 
 define(
     "Const(; value: tensor, dtype: type) -> (output: dtype)",
-    shape=lambda *, value: value.shape,
+    shape=_constant_shape,
     gradient=NOT_DIFFERENTIABLE,
     kernel=lambda xp, *, value: value,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidShape
+from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw
@@ -23,8 +23,12 @@ from gradserve.ops.precision import widen
 
 # Reductions over axes
 
+_MOST_AXES = 4096
+
 
 def _axes(x: Any, axes: Any) -> tuple[int, ...]:
+    if np.size(axes) > _MOST_AXES:
+        raise InvalidArgument(f"{np.size(axes)} axes are named, of an input that has {x.ndim}.", axes=np.size(axes))
     return tuple(sorted({shapes.normalise_axis(int(axis), x.ndim) for axis in np.ravel(axes)}))
 
 

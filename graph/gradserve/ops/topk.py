@@ -111,7 +111,8 @@ def _back_to_rows(dy: Tensor, indices: Tensor, x: Tensor) -> Tensor:
     if x.shape is not None and shapes.is_static(x.shape) and shapes.is_static(dy.shape):
         sizes = [size for size in x.shape if size is not None]
         rows, total = math.prod(sizes[:-1]), math.prod(sizes)
-        first: Any = np.arange(rows, dtype=np.int64).reshape(rows, 1) * sizes[-1]
+        zero, end, one = (np.array(size, np.int64) for size in (0, rows, 1))
+        first = raw.ExpandDims(raw.Range(zero, end, one) * np.array(sizes[-1], np.int64), -1)
         chosen: Any = np.array([rows, dy.shape[-1] if dy.shape else 1], np.int64)
         flat, shape = np.array([total], np.int64), np.array(sizes, np.int64)
     else:

@@ -90,7 +90,7 @@ class _Writer:
             value = self.work.constants[tensor]
             found = graph_pb2.NodeDef(op="Const")
             found.attr["dtype"].type = tensor.dtype.base.number  # pyright: ignore[reportAttributeAccessIssue]
-            found.attr["value"].tensor.CopyFrom(codec.array_to_message(value, tensor.dtype))
+            found.attr["value"].tensor.CopyFrom(codec.constant_to_message(value, tensor.dtype))
             if value.size <= _LARGEST_KEPT:
                 self._small_constants[tensor] = found
         return found

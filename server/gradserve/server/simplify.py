@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from gradserve.errors import GradserveError
-from gradserve.graph import dtypes
+from gradserve.graph import codec, dtypes
 from gradserve.graph.graph import Node, Tensor, group
-from gradserve.graph.op import Op
+from gradserve.graph.op import FAILURES, Op
 from gradserve.graph.shapes import is_static, num_elements
 from gradserve.workers.segment import needed
 
@@ -25,6 +25,8 @@ _RESHAPING = frozenset(("Reshape", "BroadcastTo", "EnsureShape", "Squeeze", "Til
 _REDUCING = frozenset(("Sum", "Mean", "Prod", "Max", "Min"))
 _SIMPLE = frozenset((dtypes.DType, int, bool, str))
 _LARGEST_FOLDED = 4096
+_LARGEST_READ = 1 << 20
+_LARGEST_REPEATED_BYTES = 1 << 24
 _LARGEST_COMPARED_BYTES = 1024
 
 
@@ -135,6 +137,8 @@ class _Pass:
         if output in self.fed:
             return True
         value = node.attrs["value"]
+        if value.nbytes > _LARGEST_REPEATED_BYTES and codec.is_repeated(value):
+            return False  # a few bytes in the graph: only a worker, within its bounds, makes them many
         self.constants[output] = value
         if value.nbytes <= _LARGEST_COMPARED_BYTES and value.dtype != np.dtype(object):
             key = ("Const", node.attrs["dtype"], value.shape, value.tobytes())
@@ -198,12 +202,14 @@ class _Pass:
         if any(size is None or size > _LARGEST_FOLDED for size in sizes):
             return None
         values = [self.constants[tensor] for tensor in inputs]
+        if any(value.size > _LARGEST_READ for value in values):
+            return None
         try:
             with np.errstate(all="ignore"):
                 result = node.op.kernel(  # pyright: ignore[reportOptionalCall]
                     node, node.attrs, np, *group(node.op.signature.inputs, node.attrs, values)
                 )
-        except (GradserveError, ArithmeticError, ValueError, TypeError, IndexError):
+        except (GradserveError, *FAILURES):
             return None  # it will say so when it runs
         results = result if isinstance(result, (tuple, list)) else [result]
         return [np.asarray(value) for value in results]

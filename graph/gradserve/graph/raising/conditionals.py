@@ -76,6 +76,8 @@ class _Branches:
     def _find_branch(self, item: Item) -> None:
         before = 0
         for name in item.reads():
+            if name not in self.raising.items:
+                raise broken(item, f"reads {name}, which lies in a loop: only an Exit leaves one")
             before |= self.before.get(name, 0)
         if item.op in MERGES and not self.raising.is_loop_merge(item):
             self._decide(item, before)
@@ -87,7 +89,7 @@ class _Branches:
         self.branches[item.name] = branch
         predicate = self.predicate_of(item)
         if predicate is not None:
-            sides = item.message.attr["num_outs"].i if item.op == "_SwitchN" else 2
+            sides = item.attr("num_outs").i if item.op == "_SwitchN" else 2
             self.predicates.setdefault(predicate, (item.inputs[1], sides))
 
     def predicate_of(self, item: Item) -> Ref | None:
@@ -105,7 +107,7 @@ class _Branches:
         """Whether a node hands its first input on: an Enter, or a Switch of a conditional."""
         if item.op in SWITCHES:
             return self.raising.items[item.inputs[1].name].op != "LoopCond"
-        return item.op in ENTERS and item.message.attr["is_constant"].b
+        return item.op in ENTERS and item.attr("is_constant").b
 
     def branch_of(self, ref: Ref) -> Branch:
         """The branch of a tensor: that of its node, and at a Switch the side."""
@@ -196,7 +198,7 @@ class _Branches:
 
     def _merge_of_one(self, item: Item, position: int) -> None:
         raising = self.raising
-        kind = item.message.attr["T"].type
+        kind = item.attr("T").type
         if Ref(item.name, 1) not in raising.read:
             raising.replace(item, "Identity", [item.inputs[position]], [kind])
             return
@@ -212,7 +214,7 @@ class _Branches:
         raising = self.raising
         merges = [raising.items[name] for name in conditional.merges]
         indexed = [item for item in merges if Ref(item.name, 1) in raising.read]
-        gives = [item.message.attr["T"].type for item in merges] + [dtypes.int32.number] * len(indexed)
+        gives = [item.attr("T").type for item in merges] + [dtypes.int32.number] * len(indexed)
         key = merges[0].name.encode()
         known = raising.raised.get(key)
         name = known.name if known is not None else self._add_node(conditional, merges, indexed, gives, key)

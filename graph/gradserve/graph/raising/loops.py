@@ -53,7 +53,7 @@ def _dissolve(raising: Rewriting, frame: str, members: Sequence[Item], exits: Se
     for item in members:
         item.frame = raising.parents[frame]
     for item in [*(member for member in members if member.op in ENTERS), *exits]:
-        raising.replace(item, "Identity", item.inputs, [item.message.attr["T"].type])
+        raising.replace(item, "Identity", item.inputs, [item.attr("T").type])
 
 
 class _Loop:
@@ -65,7 +65,7 @@ class _Loop:
         self.condition = condition
         self.merges = merges
         self.variables = {item.name: position for position, item in enumerate(merges)}
-        self.kinds = [item.message.attr["T"].type for item in merges]
+        self.kinds = [item.attr("T").type for item in merges]
         self.captures = Captures(raising, len(merges))
         self.enters: list[Item] = []
         self.next: list[Item] = []
@@ -97,7 +97,7 @@ class _Loop:
         node.attr["cond"].func.name = raising.add_function(f"{scope}_cond", condition, kinds, [dtypes.bool_.number])
         node.attr["body"].func.name = raising.add_function(f"{scope}_body", body, kinds, kinds)
         node.attr["output_shapes"].list.SetInParent()
-        node.attr["parallel_iterations"].i = self.enters[0].message.attr["parallel_iterations"].i or 10
+        node.attr["parallel_iterations"].i = self.enters[0].attr("parallel_iterations").i or 10
         node.attr[RAISED].s = self.frame.encode("utf-8", "surrogateescape")
         starts = [item.inputs[0] for item in self.enters]
         controls = dict.fromkeys(name for item in self.enters for name in item.controls)
@@ -118,7 +118,7 @@ class _Loop:
                 raise broken(item, "ends the loop, but what it gives there is read inside of it")
             return self._resolve(item.inputs[0])
         if item.op in ENTERS:
-            if not item.message.attr["is_constant"].b:
+            if not item.attr("is_constant").b:
                 raise broken(item, "is read inside of the loop, but is neither a loop variable nor constant")
             return self.captures.source(item.inputs[0])
         return ref

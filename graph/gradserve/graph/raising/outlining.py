@@ -49,6 +49,11 @@ class Item:
     def name(self) -> str:
         return self.message.name
 
+    def attr(self, key: str) -> graph_pb2.AttrValue:
+        """An attr, empty where the message has none: looked up by index, a map of a message would take it in."""
+        attrs = self.message.attr
+        return attrs[key] if key in attrs else graph_pb2.AttrValue()
+
     def reads(self) -> Iterator[str]:
         """The names of the nodes before it."""
         yield from (ref.name for ref in self.inputs)

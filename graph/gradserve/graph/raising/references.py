@@ -72,7 +72,7 @@ def _declare(raising: Rewriting, variable: Item) -> Ref:
 
 def _assign(raising: Rewriting, item: Item, handle: Ref) -> None:
     """Puts the assignment by a handle, and a read after it, in the place of one by reference."""
-    kind = item.message.attr["T"].type
+    kind = item.attr("T").type
     node = graph_pb2.NodeDef(
         name=raising.unique_name(f"{item.name}/assign"), op=_ASSIGNS[item.op], device=item.message.device
     )

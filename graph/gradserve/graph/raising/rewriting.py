@@ -73,7 +73,7 @@ class Rewriting:
         for item in self.items.values():
             item.frame = self._deepest(item)
             if item.op in ENTERS:
-                frame = item.message.attr["frame_name"].s.decode("utf-8", "surrogateescape")
+                frame = item.attr("frame_name").s.decode("utf-8", "surrogateescape")
                 if self.depths.get(frame, 0) <= self.depths[item.frame]:
                     self.parents[frame] = item.frame
                     self.depths[frame] = self.depths[item.frame] + 1
@@ -82,9 +82,17 @@ class Rewriting:
                 if not item.frame:
                     raise broken(item, "lies in no loop: an Exit must follow an Enter")
                 item.frame = self.parents[item.frame]
+        for item in self.items.values():
+            for name in item.reads():
+                if self.items[name].op in NEXT and self.items[name].frame != item.frame:
+                    raise broken(item, f"reads {name}, of another loop")
 
     def find_frames_again(self) -> None:
-        """Does so where items have come or gone."""
+        """Does so where items have come or gone. Raises InvalidGraph where one that has gone is read."""
+        for item in self.items.values():
+            gone = next((name for name in item.reads() if name not in self.items), None)
+            if gone is not None:
+                raise broken(item, f"reads {gone}, of an array or a stack of TF1, as none of their ops does")
         self.items = {item.name: item for item in _in_order(self.items)}
         self.find_frames()
 
@@ -150,7 +158,7 @@ class Rewriting:
             item = self.items[ref.name]
         if item.op != "Const" or item.message.ByteSize() > _MOST_COPIED_BYTES:
             return None
-        return None if dtypes.from_number(item.message.attr["dtype"].type).is_trainable else ref
+        return None if dtypes.from_number(item.attr("dtype").type).is_trainable else ref
 
     def add_function(self, hint: str, body: Body, takes: Sequence[int], gives: Sequence[int], *constants: int) -> str:
         """Adds a function and returns its name; each of `constants` becomes one more output, an int32."""

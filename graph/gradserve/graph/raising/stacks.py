@@ -127,7 +127,7 @@ class _Stack:
         self.raising = raising
         self.maker = maker
         self.around = surroundings
-        self.kind = maker.message.attr["elem_type"].type
+        self.kind = maker.attr("elem_type").type
         self.gone = {maker.name}
         self.uses: dict[str, tuple[Item, tuple[_Step, ...]]] = {}
         self._follow(Ref(maker.name), ())
@@ -219,7 +219,7 @@ class _Stack:
         enter = self._copy("Enter", [held])
         attr = self.raising.items[enter.name].message.attr
         for key in ("frame_name", "parallel_iterations"):
-            attr[key].CopyFrom(entering.message.attr[key])
+            attr[key].CopyFrom(entering.attr(key))
         merge = self._copy("Merge", [enter, enter])
         switch = self._copy("Switch", [merge, Ref(condition.name)])
         following = self._copy("NextIteration", [inside(Ref(switch.name, 1))])

@@ -241,9 +241,9 @@ class _Writing:
         self.maker = array.maker
         self.names = {ref.name: _unique(self.items, f"{ref.name}/list") for ref in array.flows}
         self.list = Ref(self.names.setdefault(self.maker.name, _unique(self.items, f"{self.maker.name}/list")))
-        shape = self.maker.message.attr["element_shape"].shape if "element_shape" in self.maker.message.attr else None
+        shape = self.maker.attr("element_shape").shape if "element_shape" in self.maker.message.attr else None
         self.element_shape = shape
-        self.kind = self.maker.message.attr["dtype"].type
+        self.kind = self.maker.attr("dtype").type
 
     def rewrite(self) -> set[str]:
         """Rewrites all that belongs to the array; returns the names of what has changed."""
@@ -351,7 +351,7 @@ class _Writing:
         match item.op.removesuffix("V2").removesuffix("V3"):
             case "TensorArrayWrite":
                 node.op = "TensorListSetItem"
-                if self.maker.message.attr["dynamic_size"].b and not is_gradient:
+                if self.maker.attr("dynamic_size").b and not is_gradient:
                     node.attr["resize_if_index_out_of_bounds"].b = True
                 return node, [held, *rest]
             case "TensorArrayRead":
@@ -359,7 +359,7 @@ class _Writing:
                 return node, [held, *rest, self.shape_of(item, self.element_shape)]
             case "TensorArrayGather":
                 node.op = "TensorListGather"
-                own = item.message.attr["element_shape"].shape if "element_shape" in item.message.attr else None
+                own = item.attr("element_shape").shape if "element_shape" in item.message.attr else None
                 shape = self.element_shape if own is None or own.unknown_rank else own
                 return node, [held, *rest, self.shape_of(item, shape)]
             case "TensorArrayScatter":
