@@ -17,7 +17,7 @@
     ├── DeadlineExceeded (TimeoutError)         DEADLINE_EXCEEDED
     ├── Cancelled                               CANCELLED
     ├── Unavailable (ConnectionError)           UNAVAILABLE
-    └── ComputationFailed                       INTERNAL (an op's kernel raised)
+    └── ComputationFailed                       INVALID_ARGUMENT (a kernel found no result for its inputs)
 
 The class decides the status code and the `google.rpc.ErrorInfo` reason; `metadata` repeats every value
 that the message names (node, op, tensor, …), so that a machine need not read the sentence.
@@ -27,7 +27,7 @@ from typing import ClassVar
 
 
 class GradserveError(Exception):
-    """Base of every error that gradserve raises on purpose."""
+    """Base of every error that gradserve raises on purpose; as it is (INTERNAL), a fault of gradserve's own."""
 
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
@@ -149,9 +149,9 @@ class Unavailable(GradserveError, ConnectionError):
 
 
 class ComputationFailed(GradserveError):
-    """An op's kernel raised: the message names the node, the op and the kernel's own words."""
+    """An op has no result for its inputs: the message names the node, the op and the kernel's own words."""
 
-    code = "INTERNAL"
+    code = "INVALID_ARGUMENT"
     reason = "COMPUTATION_FAILED"
 
 

@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 
 from gradserve.errors import AlreadyExists, FailedPrecondition, InvalidArgument, InvalidType, NotFound
 from gradserve.graph import codec
+from gradserve.server.interceptors import status_of
 from gradserve.server.remote import Remote
 from gradserve.v1 import gradient_service_pb2 as wire
 from gradserve.v1 import graph_pb2, tensor_pb2
@@ -169,6 +170,12 @@ def test_errors_carry_their_values_as_details(remote: Remote) -> None:
     assert (info.domain, info.reason, info.metadata["node"]) == ("gradserve", "NOT_FOUND", "nowhere")
 
 
+def test_an_error_about_bytes_that_are_no_text_can_be_told() -> None:
+    text = b"NH\xff".decode("utf-8", "surrogateescape")
+    _, message, _ = status_of(InvalidArgument(f"There is no format {text}.", format=text))
+    assert message.encode() == rb"There is no format NH\udcff."
+
+
 def test_a_feed_of_the_wrong_dtype_is_refused(remote: Remote) -> None:
     with pytest.raises(InvalidType, match="is fed float64"):
         remote.call(remote.gradients.ComputeGradients, compute(remote, inline(product()), X.astype(np.float64)))
@@ -198,7 +205,7 @@ def test_a_tensor_fed_twice_is_refused(remote: Remote) -> None:
 def test_a_deadline_ends_the_call_and_frees_the_worker(remote: Remote) -> None:
     matrix = remote.value(np.eye(1000, dtype=np.float32), "x")
     feeds = [wire.NamedTensor(name="x", value=matrix)]
-    long = wire.RunRequest(source=inline(slow(400)), feeds=feeds, fetches=["y"])
+    long = wire.RunRequest(source=inline(slow(60)), feeds=feeds, fetches=["y"])
     began = time.monotonic()
     with pytest.raises(grpc.RpcError) as caught:
         remote.gradients.Run(long, timeout=0.3)

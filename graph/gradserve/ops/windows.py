@@ -44,11 +44,13 @@ def output_size(
 ) -> Dimension:
     """How many windows there are along an axis of this length; None where that is not known.
 
-    Raises InvalidArgument for a stride, a dilation or a padding that can't be, InvalidShape for a window larger than
+    Raises InvalidArgument for a size, a stride, a dilation or a padding that can't be, InvalidShape for a window larger than
     the padded axis.
     """
     if stride < 1 or dilation < 1:
         raise InvalidArgument(f"Strides and dilations must be 1 or more, but are {stride} and {dilation}.")
+    if size is not None and size < 1:
+        raise InvalidArgument(f"A window must be 1 or more in size, but is {size}.", size=size)
     if padding not in ("SAME", "VALID", "EXPLICIT"):
         raise InvalidArgument(f"The padding must be SAME, VALID or EXPLICIT, but is {padding!r}.", padding=padding)
     if length is None:

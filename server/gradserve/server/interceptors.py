@@ -37,12 +37,18 @@ log = logging.getLogger(__name__)
 def status_of(error: GradserveError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Code, message and trailing metadata of an error."""
     code = grpc.StatusCode[error.code]
-    message = error.message if len(error.message) <= LONGEST_TEXT else error.message[: LONGEST_TEXT - 1] + "…"
-    metadata = {key: value[:LONGEST_VALUE] for key, value in list(error.metadata.items())[:MOST_VALUES]}
+    message = _printable(error.message)
+    message = message if len(message) <= LONGEST_TEXT else message[: LONGEST_TEXT - 1] + "…"
+    metadata = {key: _printable(value)[:LONGEST_VALUE] for key, value in list(error.metadata.items())[:MOST_VALUES]}
     detail = any_pb2.Any()
     detail.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     status = status_pb2.Status(code=code.value[0], message=message, details=[detail])
     return code, message, ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def _printable(text: str) -> str:
+    """The text where bytes of an attr that are no UTF-8 are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class Admission:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from gradserve.errors import Cancelled, ComputationFailed, GradserveError
+from gradserve.errors import Cancelled, GradserveError
 from gradserve.workers import worker as wire
 from gradserve.workers.memory import Array, Mapper, Pool, limit_memory, size_bytes
 from gradserve.workers.speed import measure
@@ -144,7 +144,7 @@ class Actor:
             updates = {}
         unforeseen = [name for name in updates if name not in written]
         if unforeseen:
-            error = ComputationFailed(
+            error = GradserveError(
                 f"The segment assigned {unforeseen[0]}, which its plan does not count among what it writes.",
                 variable=unforeseen[0],
             )

@@ -30,7 +30,7 @@ import numpy as np
 
 import gradserve.autodiff  # some ops of the catalogue are made of gradients
 import gradserve.ops  # the catalogue  # noqa: F401
-from gradserve.errors import ComputationFailed, GradserveError, LimitExceeded, Unsupported
+from gradserve.errors import GradserveError, LimitExceeded, Unsupported
 from gradserve.graph import codec
 from gradserve.graph.variants import Variant
 from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference, limit_memory, pack, unpack
@@ -214,7 +214,7 @@ def as_error(raised: Exception) -> GradserveError:
         return raised
     if isinstance(raised, MemoryError):
         return LimitExceeded(f"A worker has no memory left for a segment: {raised}.")
-    return ComputationFailed(f"A kernel raised {type(raised).__name__}: {raised}", error=type(raised).__name__)
+    return GradserveError(f"A kernel raised {type(raised).__name__}: {raised}", error=type(raised).__name__)
 
 
 def load_engine(name: str) -> ModuleType:

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import ComputationFailed, GradserveError, LimitExceeded, Unavailable, Unsupported
+from gradserve.errors import GradserveError, LimitExceeded, Unavailable, Unsupported
 from gradserve.server.cost import Link, Speed
 from gradserve.server.fleet.base import (
     Array,
@@ -392,7 +392,7 @@ class RayFleet(Fleet):
         else:
             self._end(life, run)
             full = isinstance(error, (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError))
-            kind = LimitExceeded if full else ComputationFailed
+            kind = LimitExceeded if full else GradserveError
             failure = kind(f"Worker {worker} could not run a segment: {_first_line(error)}", worker=worker)
             self._listener.failed(worker, run.attempt, run.segment, failure)
 
