@@ -110,11 +110,10 @@ class PlanCache:
             self._plans.move_to_end(key)
         return plan
 
-    def put(self, key: Hashable, plan: Plan) -> None:
-        """Adds a plan; the least recently used one makes room."""
+    def put(self, key: Hashable, plan: Plan) -> Plan | None:
+        """Adds a plan; the least recently used one makes room, and is returned."""
         self._plans[key] = plan
-        if len(self._plans) > self._limit:
-            self._plans.popitem(last=False)
+        return self._plans.popitem(last=False)[1] if len(self._plans) > self._limit else None
 
 
 def make_plan(draft: Draft, numbers: Iterator[int]) -> Plan:

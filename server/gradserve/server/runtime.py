@@ -283,7 +283,9 @@ class Runtime:
     def _made(self, key: Hashable, done: asyncio.Future[Plan]) -> None:
         del self._making[key]
         if not done.cancelled() and done.exception() is None:
-            self._plans.put(key, done.result())
+            dropped = self._plans.put(key, done.result())
+            for segment in dropped.segments if dropped is not None else ():
+                self._fleet.unload(segment.program.number)
 
 
 def make_fleet(options: RuntimeOptions, engine: str, threads: int) -> Fleet:

@@ -180,12 +180,16 @@ def environment(engine: str, threads: int, compile_now: bool) -> dict[str, str]:
 
 
 class Loaded:
-    """The programs that one worker holds, within a bound of bytes."""
+    """The programs that one worker holds, within a bound of bytes.
+
+    Invariant: `_dropped` are those that the worker has yet to be told to drop, with the next one that it loads.
+    """
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
         self._sizes: OrderedDict[int, int] = OrderedDict()
         self._bytes = 0
+        self._dropped: list[int] = []
 
     def use(self, number: int) -> bool:
         """Whether a program is there; marks it as used."""
@@ -195,15 +199,20 @@ class Loaded:
         return True
 
     def add(self, number: int, size: int) -> list[int]:
-        """Takes a program in and returns those that make room for it, the least recently used ones."""
-        dropped: list[int] = []
+        """Takes a program in; returns those to drop: what was discarded, and the least recently used to make room."""
         while self._sizes and self._bytes + size > self._limit:
-            old, old_size = self._sizes.popitem(last=False)
-            self._bytes -= old_size
-            dropped.append(old)
+            self.discard(next(iter(self._sizes)))
         self._sizes[number] = size
         self._bytes += size
+        dropped, self._dropped = self._dropped, []
         return dropped
+
+    def discard(self, number: int) -> None:
+        """Gives a program up, if it is there."""
+        size = self._sizes.pop(number, None)
+        if size is not None:
+            self._bytes -= size
+            self._dropped.append(number)
 
 
 class Fleet(abc.ABC):
@@ -248,6 +257,10 @@ class Fleet(abc.ABC):
     @abc.abstractmethod
     def load(self, worker: int, program: Program) -> None:
         """Gives a program to a worker; the least recently used ones make room."""
+
+    @abc.abstractmethod
+    def unload(self, number: int) -> None:
+        """Gives a program up on every worker: it is hardly submitted again."""
 
     @abc.abstractmethod
     def submit(self, worker: int, submission: Submission) -> Ticket | None:

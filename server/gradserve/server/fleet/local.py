@@ -217,6 +217,11 @@ class LocalFleet(Fleet):
             return
         self._send(process, (wire.LOAD, *program, process.loaded.add(program.number, len(program.graph))))
 
+    def unload(self, number: int) -> None:
+        for slot in self._slots:
+            if slot.current is not None:
+                slot.current.loaded.discard(number)
+
     def submit(self, worker: int, submission: Submission) -> None:
         process = self._slots[worker].current
         if process is None or not process.alive:

@@ -252,6 +252,11 @@ class RayFleet(Fleet):
             unload = life.loaded.add(program.number, len(program.graph))
             slot.actor.load.remote(life.epoch, tuple(program), unload)
 
+    def unload(self, number: int) -> None:
+        for slot in self._slots:
+            if slot.current is not None:
+                slot.current.loaded.discard(number)
+
     def submit(self, worker: int, submission: Submission) -> Ticket:
         slot = self._slots[worker]
         life = slot.current
