@@ -146,7 +146,8 @@ def _typed_values(
         array = np.empty(max(len(values), 1), object)
         array[:] = values or [b""]
     elif dtype.name in ("float16", "bfloat16"):
-        array = np.array(values, np.uint16).view(np.float16 if dtype.name == "float16" else ml_dtypes.bfloat16)
+        bits = np.array(values, np.int32).astype(np.uint16)
+        array = bits.view(np.float16 if dtype.name == "float16" else ml_dtypes.bfloat16)
     elif dtype.is_complex:
         array = np.array(values[: len(values) // 2 * 2], dtype.real.numpy).view(dtype.numpy)
     else:
