@@ -53,8 +53,8 @@ def _shapes(index: Tensor, inputs: Sequence[Tensor], *, node: Node) -> list[Shap
 
 def truth(value: Any) -> bool:
     """TensorFlow's: a scalar is true if it is not 0 or empty, any other tensor if it has elements."""
-    array = np.asarray(value)
-    return bool(array.size) if array.ndim else bool(array[()])
+    array = value if hasattr(value, "ndim") else np.asarray(value)
+    return bool(array.size) if array.ndim else bool(array)
 
 
 def _taken(node: Node, index: Any) -> FunctionName:

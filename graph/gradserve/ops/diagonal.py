@@ -19,7 +19,7 @@ def _band(xp: Any, x: Any, lower: Any, upper: Any) -> Any:
     row, column = np.arange(x.shape[-2])[:, None], np.arange(x.shape[-1])[None, :]
     below, above = int(lower), int(upper)
     inside = ((below < 0) | (row - column <= below)) & ((above < 0) | (column - row <= above))
-    return xp.where(inside, x, xp.zeros_like(x))
+    return xp.where(xp.asarray(inside), x, xp.zeros_like(x))
 
 
 define(
@@ -88,14 +88,14 @@ def _with_rows(xp: Any, diagonal: Any, k: Any) -> Any:
 
 def _take(xp: Any, x: Any, k: Any, padding: Any, *, align: str) -> Any:
     layout = _layout(x.shape[-2], x.shape[-1], k, align)
-    found = xp.where(layout.stored, x[..., layout.row, layout.column], xp.asarray(padding, x.dtype))
+    found = xp.where(xp.asarray(layout.stored), x[..., layout.row, layout.column], xp.asarray(padding, x.dtype))
     return found[..., 0, :] if len(layout.row) == 1 else found
 
 
 def _put(xp: Any, x: Any, diagonal: Any, k: Any, *, align: str) -> Any:
     layout = _layout(x.shape[-2], x.shape[-1], k, align)
     rows = _with_rows(xp, diagonal, k)
-    return xp.where(layout.inside, rows[..., layout.diagonal, layout.place], x)
+    return xp.where(xp.asarray(layout.inside), rows[..., layout.diagonal, layout.place], x)
 
 
 def _size(longest: int, k: Any, rows: int, columns: int) -> tuple[int, int]:
@@ -111,7 +111,9 @@ def _make(xp: Any, diagonal: Any, k: Any, rows: Any, columns: Any, padding: Any,
     stacked = _with_rows(xp, diagonal, k)
     size = _size(stacked.shape[-1], k, int(rows), int(columns))
     layout = _layout(*size, k, align)
-    return xp.where(layout.inside, stacked[..., layout.diagonal, layout.place], xp.asarray(padding, diagonal.dtype))
+    return xp.where(
+        xp.asarray(layout.inside), stacked[..., layout.diagonal, layout.place], xp.asarray(padding, diagonal.dtype)
+    )
 
 
 def _taken_shape(x: Tensor, k: Tensor, *_: Any) -> Shape:

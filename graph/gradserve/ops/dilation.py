@@ -32,7 +32,7 @@ def _sums(xp: Any, x: Any, f: Any, over: Sequence[Axis]) -> Iterator[Any]:
     inside = pieces(np, np.ones(x.shape, bool), over, False)
     nothing = xp.asarray(lowest(x.dtype), dtype=x.dtype)
     for k, (piece, real) in enumerate(zip(pieces(xp, x, over), inside, strict=True)):
-        yield xp.where(real, piece + rows[k], nothing)
+        yield xp.where(xp.asarray(real), piece + rows[k], nothing)
 
 
 def _dilation(xp: Any, x: Any, f: Any, *, node: Node) -> Any:

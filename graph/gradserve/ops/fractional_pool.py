@@ -96,9 +96,9 @@ def _put_back(xp: Any, parts: Sequence[Any], rows: Any, columns: Any, shape: Seq
         strip: Any = 0
         for j, column in enumerate(columns.T):
             piece = parts[k * columns.shape[1] + j]
-            to_columns = (np.arange(width)[:, None] == column).astype(piece.dtype)
+            to_columns = xp.asarray((np.arange(width)[:, None] == column).astype(piece.dtype))
             strip = strip + xp.matmul(to_columns, piece)
-        to_rows = (np.arange(height)[:, None] == row).astype(strip.dtype)
+        to_rows = xp.asarray((np.arange(height)[:, None] == row).astype(strip.dtype))
         total = total + xp.matmul(to_rows, strip.reshape(n, len(row), width * c))
     return total.reshape(n, height, width, c)
 
@@ -131,7 +131,7 @@ def _average_pool(xp: Any, x: Any, *, node: Node) -> tuple[Any, ...]:
     )  # fmt: skip
     total: Any = 0
     for piece, weight in zip(_seen(xp, x, rows, columns), _weights(row_real, column_real), strict=True):
-        total = total + piece * weight.astype(x.dtype if x.dtype.kind == "f" else np.float64)
+        total = total + piece * xp.asarray(weight.astype(x.dtype if x.dtype.kind == "f" else np.float64))
     return total.astype(x.dtype), *sequences
 
 
@@ -160,7 +160,7 @@ def _average_pool_grad(
         _covered(sequence, length, overlapping)
         for sequence, length in zip((row_sequence, column_sequence), lengths[1:3], strict=True)
     )
-    parts = [dy * weight.astype(dy.dtype) for weight in _weights(row_real, column_real)]
+    parts = [dy * xp.asarray(weight.astype(dy.dtype)) for weight in _weights(row_real, column_real)]
     return _put_back(xp, parts, rows, columns, lengths)
 
 

@@ -235,12 +235,21 @@ def combine(xp: Any, how: str, target: Any, index: Any, values: Any) -> Any:
     if hasattr(target, "at"):  # arrays that can't be written to, as JAX's
         name = {"maximum": "max", "minimum": "min"}.get(how, how)
         return getattr(target.at[index], name)(values)
+    if hasattr(target, "get"):  # CuPy's would be combined in any order: sums would differ from run to run
+        return xp.asarray(combine(np, how, *map(_on_host, (target, index, values))))
     result = target.copy()
     if how == "set":
         result[index] = values
     else:
         getattr(xp, how).at(result, index, values)
     return result
+
+
+def _on_host(value: Any) -> Any:
+    """An array of CuPy's, or a tuple with some in it, as NumPy's."""
+    if isinstance(value, tuple):
+        return tuple(map(_on_host, value))
+    return value.get() if hasattr(value, "get") else value
 
 
 def _scatter_zeros(xp: Any, indices: Any, updates: Any, shape: Any) -> Any:

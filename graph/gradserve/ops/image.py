@@ -116,7 +116,7 @@ def _resized(xp: Any, x: Any, axis: int, taps: _Taps) -> Any:
     for places, weights in zip(taps.places, taps.weights, strict=True):
         taken = xp.take(x, places, axis=axis)
         if len(taps.places) > 1:
-            taken = taken * weights.reshape(shape).astype(x.dtype)
+            taken = taken * xp.asarray(weights.reshape(shape).astype(x.dtype))
         total = taken if total is None else total + taken
     return total
 
@@ -124,8 +124,8 @@ def _resized(xp: Any, x: Any, axis: int, taps: _Taps) -> Any:
 def _returned(xp: Any, dy: Any, length: int, wanted: int, rows: _Taps, columns: _Taps) -> Any:
     """The transposed resize of [n, h, w, c], back to [n, length, wanted, c]."""
     n, h, w, c = dy.shape
-    first = xp.matmul(rows.matrix(length).T.astype(dy.dtype), dy.reshape(n, h, w * c))
-    second = xp.matmul(columns.matrix(wanted).T.astype(dy.dtype), first.reshape(n * length, w, c))
+    first = xp.matmul(xp.asarray(rows.matrix(length).T.astype(dy.dtype)), dy.reshape(n, h, w * c))
+    second = xp.matmul(xp.asarray(columns.matrix(wanted).T.astype(dy.dtype)), first.reshape(n * length, w, c))
     return second.reshape(n, length, wanted, c)
 
 

@@ -393,14 +393,14 @@ define(
 # channels: a product with a banded matrix of ones.
 
 
-def _band_matrix(channels: int, radius: int) -> Any:
-    numbers = np.arange(channels)
-    return abs(numbers[:, None] - numbers[None, :]) <= radius
+def _band_matrix(xp: Any, channels: int, radius: int, dtype: Any) -> Any:
+    numbers = xp.arange(channels)
+    return (abs(numbers[:, None] - numbers[None, :]) <= radius).astype(dtype)
 
 
 def _lrn(xp: Any, x: Any, *, depth_radius: int, bias: float, alpha: float, beta: float) -> Any:
     wide = widen(xp, x)
-    norm = bias + alpha * xp.matmul(wide * wide, _band_matrix(x.shape[-1], depth_radius).astype(wide.dtype))
+    norm = bias + alpha * xp.matmul(wide * wide, _band_matrix(xp, x.shape[-1], depth_radius, wide.dtype))
     return (wide * norm**-beta).astype(x.dtype)
 
 
@@ -409,7 +409,7 @@ def _lrn_grad(
 ) -> Any:  # fmt: skip
     """dx = dy N^-beta - 2 alpha beta x band(dy y / N)."""
     wide, cotangent = widen(xp, x), widen(xp, dy)
-    band = _band_matrix(x.shape[-1], depth_radius).astype(wide.dtype)
+    band = _band_matrix(xp, x.shape[-1], depth_radius, wide.dtype)
     norm = bias + alpha * xp.matmul(wide * wide, band)
     back = xp.matmul(cotangent * widen(xp, y) / norm, band)
     return (cotangent * norm**-beta - (2 * alpha * beta) * wide * back).astype(x.dtype)
@@ -452,7 +452,7 @@ def _band(x: Tensor, radius: int) -> Any:
     """The banded matrix of ones [channels, channels]."""
     channels = None if x.shape is None else x.shape[-1]
     if channels is not None:
-        return _band_matrix(channels, radius).astype(x.dtype.numpy)
+        return _band_matrix(np, channels, radius, x.dtype.numpy)
     numbers = raw.Range(0, raw.Reshape(part(shape_of(x), 3), np.zeros(0, np.int32)), 1)
     apart = raw.Abs(raw.ExpandDims(numbers, 1) - raw.ExpandDims(numbers, 0))
     return raw.Cast(raw.LessEqual(apart, radius), DstT=x.dtype)

@@ -94,7 +94,7 @@ def _hits(xp: Any, x: Any, over: Sequence[Axis]) -> Iterator[Any]:
     inside = pieces(np, np.ones(x.shape, bool), over, False) if padded else itertools.repeat(True)
     taken: Any = None
     for part, real in zip(pieces(xp, x, over, lowest(x.dtype)), inside, strict=False):
-        hit = part == largest if real is True else (part == largest) & real
+        hit = part == largest if real is True else (part == largest) & xp.asarray(real)
         if taken is not None:
             hit = hit & ~taken
         taken = hit if taken is None else taken | hit
@@ -218,22 +218,22 @@ def _max_pool_with_argmax(xp: Any, x: Any, *, node: Node) -> Any:
     over = _axes(node, x.shape, node.attrs["ksize"], node.attrs["strides"])
     found: Any = 0
     for hit, number in zip(_hits(xp, x, over), _numbered(node, x.shape, over), strict=True):
-        found = found + xp.where(hit, number, 0)
+        found = found + xp.where(hit, xp.asarray(number), 0)
     return _maximum(xp, x, over), found.astype(node.attrs["Targmax"].numpy)
 
 
-def _argmax_hits(x: Any, argmax: Any, over: Sequence[Axis], node: Node) -> Iterator[Any]:
-    return (argmax == number.astype(argmax.dtype) for number in _numbered(node, x.shape, over))
+def _argmax_hits(xp: Any, x: Any, argmax: Any, over: Sequence[Axis], node: Node) -> Iterator[Any]:
+    return (argmax == xp.asarray(number.astype(argmax.dtype)) for number in _numbered(node, x.shape, over))
 
 
 def _to_argmax(xp: Any, x: Any, dy: Any, argmax: Any, *, node: Node) -> Any:
     over = _axes(node, x.shape, node.attrs["ksize"], node.attrs["strides"])
-    return _to_image(xp, dy, _argmax_hits(x, argmax, over, node), over, x.shape)
+    return _to_image(xp, dy, _argmax_hits(xp, x, argmax, over, node), over, x.shape)
 
 
 def _from_argmax(xp: Any, x: Any, g: Any, argmax: Any, *, node: Node) -> Any:
     over = _axes(node, x.shape, node.attrs["ksize"], node.attrs["strides"])
-    return _from_image(xp, g, _argmax_hits(x, argmax, over, node), over)
+    return _from_image(xp, g, _argmax_hits(xp, x, argmax, over, node), over)
 
 
 def _of_argmax(dy: Tensor, dargmax: Any, y: Tensor, argmax: Tensor, x: Tensor, *, node: Node) -> Tensor:
@@ -251,14 +251,14 @@ def _of_from_argmax(dz: Tensor, z: Tensor, x: Tensor, g: Tensor, argmax: Tensor,
 # Averages: the padding doesn't count
 
 
-def _shares(shape: Sequence[int], over: Sequence[Axis], dtype: Any) -> Any:
+def _shares(xp: Any, shape: Sequence[int], over: Sequence[Axis], dtype: Any) -> Any:
     """One over the number of entries of each window, broadcast over nothing: [windows]."""
     counts = np.ones((1,) * len(shape))
     for k, (length, window) in enumerate(zip(shape, over, strict=True)):
         inside = pieces(np, np.ones(length), [window])
         line = sum(inside, np.zeros(window.count))
         counts = counts * line.reshape((-1,) + (1,) * (len(shape) - 1 - k))
-    return (1 / np.maximum(counts, 1)).astype(dtype)
+    return xp.asarray((1 / np.maximum(counts, 1)).astype(dtype))
 
 
 def _average(xp: Any, x: Any, *, node: Node) -> Any:
@@ -267,14 +267,14 @@ def _average(xp: Any, x: Any, *, node: Node) -> Any:
     total: Any = 0
     for part in pieces(xp, wide, over):
         total = total + part
-    return (total * _shares(x.shape, over, wide.dtype)).astype(x.dtype)
+    return (total * _shares(xp, x.shape, over, wide.dtype)).astype(x.dtype)
 
 
 def _average_grad(xp: Any, shape: Any, dy: Any, *, node: Node) -> Any:
     lengths = [int(size) for size in shape]
     over = _axes(node, lengths, node.attrs["ksize"], node.attrs["strides"])
     share = widen(xp, dy)
-    share = share * _shares(lengths, over, share.dtype)
+    share = share * _shares(xp, lengths, over, share.dtype)
     parts = (share for _ in windows.positions(over))
     return put_back(xp, parts, over, lengths, share.dtype).astype(dy.dtype)
 

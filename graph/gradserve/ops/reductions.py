@@ -158,12 +158,20 @@ def _norm(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
 
 def _largest(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     lowest: Any = -float("inf") if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    return xp.max(x, axis=axis, keepdims=keepdims, initial=lowest)
+    return _extreme(xp, xp.max, lowest, x, axis, keepdims)
 
 
 def _smallest(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:
     highest: Any = float("inf") if x.dtype.kind == "f" else np.iinfo(x.dtype).max
-    return xp.min(x, axis=axis, keepdims=keepdims, initial=highest)
+    return _extreme(xp, xp.min, highest, x, axis, keepdims)
+
+
+def _extreme(
+    xp: Any, extreme: Callable[..., Any], of_none: Any, x: Any, axis: tuple[int, ...], keepdims: bool
+) -> Any:  # fmt: skip
+    if x.size:
+        return extreme(x, axis=axis, keepdims=keepdims)
+    return xp.full_like(xp.sum(x, axis=axis, keepdims=keepdims), of_none, dtype=x.dtype)
 
 
 # fmt: off

@@ -41,7 +41,7 @@ def _neutral(how: str, kind: Any) -> Any:
 def _segments(xp: Any, how: str, data: Any, ids: Any, count: int, *, drop: bool) -> Any:
     """Rows of data combined by segment; empty segments hold the neutral element."""
     kind = data.dtype
-    flat_ids = xp.ravel(ids)
+    flat_ids = ids.ravel()
     rows = xp.reshape(data, (flat_ids.shape[0], *data.shape[ids.ndim :]))
     narrow = is_narrow(kind) and how == "add"
     rows = rows.astype(xp.float32) if narrow else rows
@@ -74,7 +74,7 @@ def _sorted_kernel(how: str) -> Rule:
         if how in ("maximum", "minimum"):  # TensorFlow leaves 0 where a segment has no row
             present = np.zeros(number, bool)
             present[ids[ids >= 0]] = True
-            result = xp.where(present.reshape(-1, *[1] * (data.ndim - 1)), result, xp.zeros_like(result))
+            result = xp.where(xp.asarray(present.reshape(-1, *[1] * (data.ndim - 1))), result, xp.zeros_like(result))
         return result
 
     return kernel

@@ -285,7 +285,7 @@ def _linspace(xp: Any, start: Any, stop: Any, num: Any) -> Any:
     count = int(num)
     if count < 1:
         raise InvalidArgument(f"LinSpace needs at least 1 element, not {count}.", num=count)
-    t = (np.arange(count) / max(count - 1, 1)).astype(start.dtype)
+    t = xp.asarray((np.arange(count) / max(count - 1, 1)).astype(start.dtype))
     return start * (1 - t) + stop * t
 
 

@@ -170,7 +170,7 @@ def _dense_places(xp: Any, indices: Any, shape: Any, dense: Any) -> Any:
     if lead < 0 or any(mine not in (1, whole) for mine, whole in zip(dense.shape, sizes[lead:], strict=True)):
         raise InvalidArgument(f"A dense tensor of shape {dense.shape} doesn't broadcast to the sparse {list(sizes)}.")
     flat(xp, indices, sizes)
-    mask = np.array([size != 1 for size in dense.shape], np.int64)
+    mask = xp.asarray([size != 1 for size in dense.shape], np.int64)
     return flat(xp, indices[:, lead:] * mask, dense.shape)
 
 
@@ -319,7 +319,7 @@ def _groups(shape: Any, axes: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _group_places(xp: Any, indices: Any, sizes: tuple[int, ...], kept: tuple[int, ...]) -> Any:
     flat(xp, indices, sizes)
     # An axis of size 1 has only the index 0, reduced or not.
-    return flat(xp, indices * np.array([size != 1 for size in kept], np.int64), kept)
+    return flat(xp, indices * xp.asarray([size != 1 for size in kept], np.int64), kept)
 
 
 def _without(kept: tuple[int, ...], sizes: tuple[int, ...], axes: Any, keep_dims: bool) -> tuple[int, ...]:

@@ -18,7 +18,8 @@ _SHORT_ROW = 16
 
 def _descending(xp: Any, x: Any) -> Any:
     """The indices that sort rows from the largest down; of equal entries the first comes first."""
-    backwards = xp.argsort(x[..., ::-1], axis=-1, stable=True)
+    stable = {} if hasattr(x, "get") else {"stable": True}  # CuPy sorts in no other way
+    backwards = xp.argsort(x[..., ::-1], axis=-1, **stable)
     return x.shape[-1] - 1 - backwards[..., ::-1]
 
 
