@@ -22,10 +22,15 @@ _NEEDS_SHAPES = frozenset(
         *("CTCLoss", "CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"),
     )
 )
-_OPS = sorted(name for name, op in catalogue.catalogue().items() if op.examples is not None)
 
 
-def _gradients(built: Built) -> list[Tensor]:
+def all_ops() -> list[str]:
+    """The names of the ops that have examples."""
+    return sorted(name for name, op in catalogue.catalogue().items() if op.examples is not None)
+
+
+def gradients_of(built: Built) -> list[Tensor]:
+    """All parts of the gradients of what was built."""
     op = built.outputs[0].node.op
     if op is None or not isinstance(op.gradient, catalogue.BoundRule):
         return []
@@ -40,7 +45,7 @@ def _gradients(built: Built) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("known_shapes", [True, False])
-@pytest.mark.parametrize("name", _OPS)
+@pytest.mark.parametrize("name", all_ops())
 def test_xla_agrees_with_the_reference(name: str, known_shapes: bool) -> None:
     op = catalogue.lookup(name)
     assert op.examples is not None
@@ -50,7 +55,7 @@ def test_xla_agrees_with_the_reference(name: str, known_shapes: bool) -> None:
             continue
         if name in _NEEDS_SHAPES and not known_shapes:
             pytest.skip(f"the gradient of {name} needs static shapes")
-        fetches = (*built.outputs, *_gradients(built))
+        fetches = (*built.outputs, *gradients_of(built))
         segment = Segment(built.graph, tuple(built.sources), fetches)
         expected = reference.compile(segment)(built.values, State())
         got = xla.compile_program(segment)(built.values, State())

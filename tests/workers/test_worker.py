@@ -33,7 +33,7 @@ def worker(folder: Folder, engine: Any) -> Worker:
 
 def scripted(folder: Folder, run: Run, sent: tuple[int, ...] = (0,), kept: tuple[tuple[int, int], ...] = ()) -> Worker:
     """A worker whose engine runs this function whatever the segment."""
-    made = worker(folder, types.SimpleNamespace(compile=lambda segment: run))
+    made = worker(folder, types.SimpleNamespace(compile=lambda segment: run, on_host=list))
     made.handle((wire.LOAD, 1, b"", (), (), (), kept, sent, []))
     return made
 

@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from gradserve.errors import Cancelled, GradserveError
 from gradserve.workers import worker as wire
-from gradserve.workers.memory import Array, Mapper, Pool, limit_memory, size_bytes
+from gradserve.workers.memory import Array, Mapper, Pool, size_bytes
 from gradserve.workers.speed import measure
 from gradserve.workers.worker import Worker
 
@@ -82,15 +82,13 @@ class Actor:
         self._error: GradserveError | None = None
         self._worker: Worker | None = None
         self._speed: tuple[float, ...] = ()
-        self._memory_limit = 0
+        self._memory_limit = memory_limit_bytes
         self._failed: OrderedDict[int, tuple[Any, ...]] = OrderedDict()
         try:
             module = wire.load_engine(engine)
             threadpool_limits(threads)
             self._speed = tuple(measure())
             self._worker = Worker(module, _Objects(), Mapper(""))
-            if engine == "numpy":  # see worker.main
-                self._memory_limit = memory_limit_bytes
         except GradserveError as error:
             self._error = wire.as_error(error)
 
@@ -184,8 +182,8 @@ class Actor:
 
     def _limit(self) -> None:
         """Bounds the memory before the first run: while an actor starts, the cluster's threads still grow."""
-        if self._memory_limit:
-            limit_memory(self._memory_limit, _CLUSTER_BYTES)
+        if self._memory_limit and self._worker is not None:
+            self._worker.engine.limit_memory(self._memory_limit, _CLUSTER_BYTES)
             self._memory_limit = 0
 
     def _abandon(self, attempt: int, status: tuple[Any, ...]) -> None:

@@ -187,6 +187,11 @@ def unlink(folder: str, name: str) -> None:
         return
 
 
+def with_slack(count: int) -> int:
+    """A limit of bytes for tensors, and what kernels need for a moment beside them."""
+    return count + count // 4 + _SCRATCH_BYTES
+
+
 def limit_memory(count: int, beside: int = 0) -> None:
     """Bounds this process's private memory: so many bytes more than now for tensors, kernels' scratch space, and
     `beside` for what else runs in the process.
@@ -200,7 +205,7 @@ def limit_memory(count: int, beside: int = 0) -> None:
     fields = dict(line.split(":", 1) for line in status.splitlines())
     used = int(fields["VmData"].split()[0]) * 1024
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    wanted = used + count + count // 4 + _SCRATCH_BYTES + beside
+    wanted = used + with_slack(count) + beside
     resource.setrlimit(resource.RLIMIT_DATA, (wanted if hard < 0 else min(wanted, hard), hard))
 
 

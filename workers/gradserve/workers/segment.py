@@ -99,6 +99,17 @@ class State:
         return before
 
 
+def last_reads(groups: Sequence[Iterable[Tensor]], kept: Iterable[Tensor]) -> list[list[Tensor]]:
+    """For each group of tensors that are read or made together those that no later group has; never what is kept."""
+    last: dict[Tensor, int] = {}
+    for index, group in enumerate(groups):
+        last.update(dict.fromkeys(group, index))
+    dying: list[list[Tensor]] = [[] for _ in groups]
+    for tensor in last.keys() - set(kept):
+        dying[last[tensor]].append(tensor)
+    return dying
+
+
 def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Tensor]) -> list[Node]:
     """The nodes that these fetches and targets need, in topological order. Ties keep the order of creation.
 

@@ -33,7 +33,7 @@ import gradserve.ops  # the catalogue  # noqa: F401
 from gradserve.errors import GradserveError, LimitExceeded, Unsupported
 from gradserve.graph import codec
 from gradserve.graph.variants import Variant
-from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference, limit_memory, pack, unpack
+from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference, pack, unpack
 from gradserve.workers.segment import Handle, Segment, State
 from gradserve.workers.speed import measure
 
@@ -137,8 +137,10 @@ class Worker:
             borrowed: list[tuple[int, int]] = []
             # The list is the engine's alone: what it has read for the last time can go at once.
             fetched = program.run(self._inputs(inputs, step, borrowed), step.state)
-            outputs = [self._encode(fetched[position]) for position in program.sent]
-            updates = {name: self._encode(value) for name, value in step.state.updates.items()}
+            sent = [fetched[position] for position in program.sent]
+            names, values = step.state.updates.keys(), step.state.updates.values()
+            leaving = [self._encode(value) for value in self.engine.on_host([*sent, *values])]
+            outputs, updates = leaving[: len(sent)], dict(zip(names, leaving[len(sent) :], strict=True))
             drawn = {name: count for name, count in step.state.draws.items() if before.get(name) != count}
             if last:
                 self.steps.pop(attempt, None)
@@ -196,7 +198,7 @@ class Worker:
 
 def _own(value: Any, borrowed: list[tuple[int, int]]) -> Any:
     """A value that outlives its segment: a copy where it lies in what was borrowed, which may be given back before."""
-    if isinstance(value, Handle) or not borrowed:
+    if isinstance(value, Handle) or not borrowed or hasattr(value, "__cuda_array_interface__"):
         return value
     if isinstance(value, Variant):
         return pickle.loads(pickle.dumps(value, protocol=5))  # as if it had been sent
@@ -293,8 +295,8 @@ def main() -> None:
             return
         try:
             speed = tuple(measure()) if int(measuring) else None
-            if int(limit) and engine == "numpy":  # a compiler's own needs would count, and a refusal would end it
-                limit_memory(int(limit))
+            if int(limit):
+                worker.engine.limit_memory(int(limit))
             send(channel, (READY, speed))
             serve(channel, worker, float(beat_seconds))
         except (BrokenPipeError, ConnectionResetError):

@@ -13,6 +13,7 @@ from gradserve.graph.graph import Node, Tensor, group
 from gradserve.graph.op import Op
 from gradserve.ops.left_out import unsupported
 from gradserve.workers.engines.caller import Caller
+from gradserve.workers.memory import limit_memory as limit_memory  # part of an engine
 from gradserve.workers.segment import Segment, State
 
 Array = np.ndarray[Any, Any]
@@ -74,6 +75,11 @@ def compile(segment: Segment) -> Compiled:
         return [state.read(env[place]) if is_reference else env[place] for place, is_reference in fetches]
 
     return run
+
+
+def on_host(values: Sequence[Any]) -> Sequence[Any]:
+    """The values, which are there."""
+    return values
 
 
 def _step(node: Node, places: dict[Tensor, int], table: list[Any], call: Caller) -> Step:

@@ -94,7 +94,7 @@ def host_positions(node: Node) -> frozenset[int]:
     return frozenset(positions)
 
 
-def _draws(node: Node, op: Op) -> bool:
+def draws(node: Node, op: Op) -> bool:
     """Whether the node takes numbers from a stateful random stream (or another state that is no variable)."""
     if op.kernel is None or not op.kernel.wants_state:
         return False
@@ -126,7 +126,7 @@ def _kinds(
             kinds[node] = Kind.TRACE
         elif node.type in compiled:
             kinds[node] = Kind.HOST if any(tensor in wanted for tensor in node.outputs) else Kind.DEVICE
-        elif op.dynamic or _draws(node, op) or any(t.dtype.kind in _HOST_ONLY for t in (*node.inputs, *node.outputs)):
+        elif op.dynamic or draws(node, op) or any(t.dtype.kind in _HOST_ONLY for t in (*node.inputs, *node.outputs)):
             kinds[node] = Kind.HOST
         elif op.static is not None:
             kinds[node] = Kind.TRACE

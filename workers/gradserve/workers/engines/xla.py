@@ -25,7 +25,7 @@ from gradserve.workers.engines.caller import Caller
 from gradserve.workers.engines.split import Kind, Piece, host_positions, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
 from gradserve.workers.engines.xla_kernels import KERNELS
-from gradserve.workers.segment import Handle, Segment, State
+from gradserve.workers.segment import Handle, Segment, State, last_reads
 
 # 64-bit values would narrow silently without it.
 jax.config.update("jax_enable_x64", True)
@@ -49,6 +49,15 @@ def compile(segment: Segment) -> Compiled:
     if os.environ.get("GRADSERVE_XLA_COMPILE_NOW") == "1":
         return compile_program(segment)
     return _Warming(segment)
+
+
+def on_host(values: Sequence[Any]) -> list[Any]:
+    """The values with JAX's arrays as NumPy's, without a copy where that is possible."""
+    return [_on_host(value) for value in values]
+
+
+def limit_memory(count: int, beside: int = 0) -> None:
+    """Does nothing: a compiler's own needs would count, and a refusal would end it."""
 
 
 class _Warming:
@@ -89,7 +98,9 @@ def compile_program(segment: Segment) -> Compiled:
     parts = split(segment, KERNELS)
     pieces = [_runner(piece, call) for piece in parts]
     feeds, fetches = segment.feeds, segment.fetches
-    dying = _last_reads(parts, fetches)
+    dying = last_reads(
+        [(*piece.inputs, *(t for node in piece.nodes for t in node.outputs)) for piece in parts], fetches
+    )
 
     def run(values: Sequence[Any], state: State) -> list[Any]:
         env: dict[Tensor, Any] = dict(zip(feeds, values, strict=True))
@@ -101,17 +112,6 @@ def compile_program(segment: Segment) -> Compiled:
         return [_fetched(env[tensor], tensor, state) for tensor in fetches]
 
     return run
-
-
-def _last_reads(parts: Sequence[Piece], fetches: Sequence[Tensor]) -> list[list[Tensor]]:
-    """For each piece the tensors that nothing reads after it."""
-    last: dict[Tensor, int] = {}
-    for index, piece in enumerate(parts):
-        last.update(dict.fromkeys((*piece.inputs, *(t for node in piece.nodes for t in node.outputs)), index))
-    dying: list[list[Tensor]] = [[] for _ in parts]
-    for tensor in last.keys() - set(fetches):
-        dying[last[tensor]].append(tensor)
-    return dying
 
 
 def _fetched(value: Any, tensor: Tensor, state: State) -> Any:
