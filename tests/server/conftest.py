@@ -20,12 +20,14 @@ _HEALTH = {
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Any]:
-    """A Ray cluster of one machine with six slots, this process connected to it."""
+    """A Ray cluster of one machine with six slots, and four for workers with a GPU, this process connected to it."""
     pytest.importorskip("ray")
     ray = import_ray(RayOptions())
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 6, "object_store_memory": 200 << 20, "include_dashboard": False, "_system_config": _HEALTH}
+    store = 200 << 20
+    head = {"num_cpus": 6, "num_gpus": 4, "object_store_memory": store, "include_dashboard": False,
+            "_system_config": _HEALTH}  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=head)
     ray.init(cluster.address, log_to_driver=False, configure_logging=False)
     yield cluster

@@ -103,6 +103,8 @@ class NcclCommunicator:
 
         def run() -> None:
             with self._busy:
+                if self._aborted.is_set():
+                    return
                 work((ctypes.c_char * count).from_address(address), count)
 
         cuda.stream(stream).put(run)

@@ -242,7 +242,7 @@ class Dispatcher:
             if outputs is not None:
                 self._came(known, segment, outputs)
             ran = known.step.plan.segments[segment]
-            for position in ran.crossing:
+            for position in ran.arriving:
                 self.crossed_bytes += self._fleet.size_bytes(self._input(known, ran.inputs[position]))
             for source in ran.inputs:
                 if not isinstance(source, Kept) and source.segment >= 0:
@@ -327,6 +327,7 @@ class Dispatcher:
                 command.attempt, command.segment, number, inputs, variables, draws, command.last,
                 len(segment.program.sent), segment.fetched, segment.written,
                 [attempt.done[index] for index in segment.before if index in attempt.done],
+                segment.arriving, segment.destinations,
             ),
         )  # fmt: skip
         if ticket is not None:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -44,8 +44,10 @@ class PlannedSegment:
         variables: names of the variables that it may touch.
         written: those of them that may change.
         draws: whether it takes numbers from stateful random streams.
-        crossing: positions of the inputs that come from another worker, and that its own has not read before.
+        arriving: positions of the inputs that come from another worker and that its own has not read before, with how
+            many of its segments read each.
         readers: how often each output that is sent is read, by segments of other workers and by the request.
+        destinations: the workers that read each output that is sent.
     """
 
     worker: int
@@ -58,8 +60,9 @@ class PlannedSegment:
     variables: tuple[str, ...]
     written: tuple[str, ...]
     draws: bool
-    crossing: tuple[int, ...]
+    arriving: Mapping[int, int]
     readers: tuple[int, ...]
+    destinations: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,14 @@ class Plan:
         """The plan for a fleet of which only these workers are there: its worker k is `workers[k]`."""
         if tuple(workers) == tuple(range(len(workers))):
             return self
-        segments = [replace(segment, worker=workers[segment.worker]) for segment in self.segments]
+        segments = [
+            replace(
+                segment,
+                worker=workers[segment.worker],
+                destinations=tuple([tuple([workers[k] for k in readers]) for readers in segment.destinations]),
+            )
+            for segment in self.segments
+        ]
         return replace(self, segments=tuple(segments))
 
 
@@ -151,8 +161,9 @@ def make_plan(draft: Draft, numbers: Iterator[int]) -> Plan:
             tuple(piece.variables),
             tuple(piece.variables) if assigns else (),
             not drawing.isdisjoint(piece.nodes),
-            wiring.crossing[piece.index],
+            wiring.arriving(piece),
             tuple(wiring.sent[piece.index].values()),
+            wiring.destinations(piece),
         )
         for piece in pieces
     )
@@ -170,7 +181,6 @@ class _Wiring:
         inputs: for each piece, where its inputs come from.
         kept, sent: for each piece, the outputs that later pieces of its worker read, and those that leave it, with how
             often they are read. The request counts as a reader.
-        crossing: for each piece, the inputs that are the first to bring a tensor to its worker from another one.
     """
 
     def __init__(self, draft: Draft, numbers: list[int]) -> None:
@@ -181,8 +191,9 @@ class _Wiring:
         self.kept: list[dict[Tensor, int]] = [{} for _ in pieces]
         self.sent: list[dict[Tensor, int]] = [{} for _ in pieces]
         self._slots: dict[Tensor, int] = {}
-        self._seen: set[tuple[Tensor, int]] = set()
-        self.crossing: list[tuple[int, ...]] = []
+        # By tensor and the worker that reads it: the piece that does so first, the position among its inputs, and how
+        # many pieces do.
+        self._arrivals: dict[Tensor, dict[int, list[int]]] = {}
         self.inputs = [self._connect(piece) for piece in pieces]
 
     def fetch(self, tensor: Tensor) -> Source:
@@ -193,7 +204,6 @@ class _Wiring:
 
     def _connect(self, piece: Piece) -> tuple[Source | Kept, ...]:
         found: list[Source | Kept] = []
-        crossing: list[int] = []
         for tensor in piece.inputs:
             at = self._home.get(tensor)
             if at is None:
@@ -205,13 +215,23 @@ class _Wiring:
                 readers[tensor] = readers.get(tensor, 0) + 1
                 found.append(Kept(self.numbers[maker.index], position))
                 continue
-            arrival = tensor, piece.worker
-            if arrival not in self._seen:
-                self._seen.add(arrival)
-                crossing.append(len(found))
+            arrivals = self._arrivals.setdefault(tensor, {})
+            arrivals.setdefault(piece.worker, [piece.index, len(found), 0])[2] += 1
             found.append(self._send(tensor, maker))
-        self.crossing.append(tuple(crossing))
         return tuple(found)
+
+    def arriving(self, piece: Piece) -> dict[int, int]:
+        """The inputs that are the first to bring a tensor to the worker, with how many of its pieces read it."""
+        found: dict[int, int] = {}
+        for tensor in piece.inputs:
+            first = self._arrivals.get(tensor, {}).get(piece.worker)
+            if first is not None and first[0] == piece.index:
+                found[first[1]] = first[2]
+        return found
+
+    def destinations(self, piece: Piece) -> tuple[tuple[int, ...], ...]:
+        """The workers that read each output that the piece sends."""
+        return tuple([tuple(self._arrivals.get(tensor, ())) for tensor in self.sent[piece.index]])
 
     def _send(self, tensor: Tensor, maker: Piece) -> Source:
         readers = self.sent[maker.index]

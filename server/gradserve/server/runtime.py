@@ -49,6 +49,7 @@ class RuntimeOptions:
         ray_address: the cluster, as host:port, or auto for the one that this machine belongs to; empty: a Ray of the
             runtime's own on this machine.
         object_store_bytes: size of the object store of a Ray of the runtime's own; 0: as Ray chooses.
+        gpu_transport: how a Ray fleet's tensors go from GPU to GPU: ``nccl`` where both ends have it, or ``host``.
         engine: ``numpy``, ``xla``, ``cupy``, or ``auto``: xla where jax can be imported, else numpy.
         threads: threads a worker's kernels may use; None: cores / workers, at least 1.
         compile_now: engines that compile do so at the first call, not in the background.
@@ -61,13 +62,14 @@ class RuntimeOptions:
         patience_seconds: a worker that runs for so long what nobody waits for any more (of a cancelled call, or one
             whose deadline has passed) is ended and replaced; 0: never.
         memory_limit_bytes: the most that a plan's tensors may take on one worker, by its estimate; where kernels run on
-            NumPy, a worker is not given much more either. 0: no limit.
+            NumPy or CuPy, a worker is not given much more either. 0: no limit.
     """
 
     workers: int = 2
     fleet: str = "local"
     ray_address: str = ""
     object_store_bytes: int = 0
+    gpu_transport: str = "nccl"
     engine: str = "auto"
     threads: int | None = None
     compile_now: bool = False
@@ -292,6 +294,9 @@ def make_fleet(options: RuntimeOptions, engine: str, threads: int) -> Fleet:
     """The fleet that the options name, not yet started. Raises InvalidArgument."""
     if options.fleet not in ("local", "ray"):
         raise InvalidArgument(f"There is no fleet {options.fleet!r}: choose local or ray.", fleet=options.fleet)
+    transport = options.gpu_transport
+    if transport not in ("nccl", "host"):
+        raise InvalidArgument(f"There is no transport {transport!r}: choose nccl or host.", gpu_transport=transport)
     common: dict[str, Any] = {
         "workers": options.workers,
         "engine": engine,
@@ -304,7 +309,12 @@ def make_fleet(options: RuntimeOptions, engine: str, threads: int) -> Fleet:
     }
     if options.fleet == "local":
         return LocalFleet(LocalOptions(**common))
-    return RayFleet(RayOptions(**common, address=options.ray_address, object_store_bytes=options.object_store_bytes))
+    return RayFleet(
+        RayOptions(
+            **common, address=options.ray_address, object_store_bytes=options.object_store_bytes,
+            gpu_transport=options.gpu_transport,
+        )
+    )  # fmt: skip
 
 
 def choose_engine(name: str) -> str:

@@ -2,14 +2,18 @@
 second one that says at regular intervals that the process is not stopped.
 
 To the worker:   (LOAD, number, graph, feeds, fetches, targets, kept, sent, unload)
-                 (RUN, frees, attempt, segment, program, inputs, variables, draws, last)
+                 (RUN, frees, attempt, segment, program, inputs, variables, draws, last[, arriving, staying])
                  (FORGET, attempt)   (FREE, frees)   (STOP,)
                  (PING,)
 From the worker: (READY, speed or None) or (CANNOT, error), once
                  (DONE, attempt, segment, outputs, updates, draws)   (FAILED, attempt, segment, error)
+                 (LOST, attempt, segment, maker, broken)   see transport.Lost
                  (BEAT,) now and then, and in answer to PING
-A tensor in a message is a packed array, a Reference into shared memory, or, as an input, a (program, position) pair
-of something that this worker computed earlier in the step. The worker ends when the pipe does.
+A tensor in a message is a packed array, a Reference into shared memory, an Offer of another worker's with a GPU, or,
+as an input, a (program, position) pair of something that this worker computed earlier in the step. `arriving` says
+which inputs may be offers that are seen here for the first time, and how many segments read each; `staying`, which
+sent outputs may stay on the device, for how many other workers, and whether the host wants them too: those come once
+more, after the outputs. The worker ends when the pipe does.
 """
 
 from __future__ import annotations
@@ -22,8 +26,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Callable
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,8 +40,9 @@ from gradserve.graph.variants import Variant
 from gradserve.workers.memory import INLINE_BYTES, Mapper, Pool, Reference, pack, unpack
 from gradserve.workers.segment import Handle, Segment, State
 from gradserve.workers.speed import measure
+from gradserve.workers.transport import Key, Lost, Offer, Transport
 
-LOAD, RUN, FORGET, FREE, STOP, READY, CANNOT, DONE, FAILED, BEAT, PING = range(11)
+LOAD, RUN, FORGET, FREE, STOP, READY, CANNOT, DONE, FAILED, LOST, BEAT, PING = range(12)
 HEADER = struct.Struct("<Q")
 
 
@@ -78,13 +83,24 @@ class Step:
         return entry.value
 
 
+class Staying(NamedTuple):
+    """What becomes of an output that may stay on the device: how many workers pull it, and whether it is copied too."""
+
+    readers: int
+    copied: bool
+
+
+_NOTHING: Mapping[int, Any] = MappingProxyType({})
+
+
 class Worker:
     """Does what messages say."""
 
-    def __init__(self, engine: ModuleType, pool: Pool, mapper: Mapper) -> None:
+    def __init__(self, engine: ModuleType, pool: Pool, mapper: Mapper, transport: Transport | None = None) -> None:
         self.engine = engine
         self.pool = pool
         self.mapper = mapper
+        self.transport = transport
         self.programs: dict[int, Loaded] = {}
         self.steps: dict[int, Step] = {}
 
@@ -98,6 +114,8 @@ class Worker:
             self._load(*message[1:])
         elif kind == FORGET:
             self.steps.pop(message[1], None)
+            if self.transport is not None:
+                self.transport.release(message[1])
         elif kind == FREE:
             self._free(message[1])
         elif kind == PING:
@@ -127,6 +145,7 @@ class Worker:
     def _run(
         self, attempt: int, segment: int, number: int, inputs: list[Any],
         variables: dict[str, Any] | None, draws: dict[str, int] | None, last: bool,
+        arriving: Mapping[int, int] = _NOTHING, staying: Mapping[int, Staying] = _NOTHING,
     ) -> tuple[Any, ...]:  # fmt: skip
         try:
             program = self.programs[number]
@@ -134,10 +153,11 @@ class Worker:
                 raise program.error or Unsupported("The segment could not be compiled.")
             step = self.steps.get(attempt) or Step()
             before = self._enter(step, variables, draws)
+            self._arrive(step, inputs, arriving)
             borrowed: list[tuple[int, int]] = []
             # The list is the engine's alone: what it has read for the last time can go at once.
             fetched = program.run(self._inputs(inputs, step, borrowed), step.state)
-            sent = [fetched[position] for position in program.sent]
+            sent = self._offer(attempt, number, program.sent, fetched, staying)
             names, values = step.state.updates.keys(), step.state.updates.values()
             leaving = [self._encode(value) for value in self.engine.on_host([*sent, *values])]
             outputs, updates = leaving[: len(sent)], dict(zip(names, leaving[len(sent) :], strict=True))
@@ -151,6 +171,9 @@ class Worker:
                 if borrowed:
                     step.state.updates = {n: _own(value, borrowed) for n, value in step.state.updates.items()}
             return DONE, attempt, segment, outputs, updates or None, drawn or None
+        except Lost as lost:
+            self.steps.pop(attempt, None)
+            return LOST, attempt, segment, lost.maker, lost.broken
         except Exception as raised:  # noqa: BLE001 (the process's edge: a kernel's bug must not end the worker)
             self.steps.pop(attempt, None)
             return FAILED, attempt, segment, as_error(raised)
@@ -167,12 +190,38 @@ class Worker:
             state.draws.setdefault(name, count)
         return dict(state.draws)
 
+    def _arrive(self, step: Step, inputs: Sequence[Any], arriving: Mapping[int, int]) -> None:
+        """Pulls what other workers offer; later segments of the step find it among what is kept."""
+        found = [(inputs[position], readers) for position, readers in arriving.items()]
+        offers = [(offer, readers) for offer, readers in found if isinstance(offer, Offer)]
+        if offers:
+            assert self.transport is not None
+            pulled = self.transport.pull([offer for offer, _ in offers])
+            for (offer, readers), array in zip(offers, pulled, strict=True):
+                step.kept[offer.key.program, offer.key.position] = Kept(array, readers)
+
+    def _offer(
+        self, attempt: int, number: int, sent: Sequence[int], fetched: list[Any], staying: Mapping[int, Staying]
+    ) -> list[Any]:
+        """The outputs that leave, with offers of those that stay; then those that are wanted on the host besides."""
+        outputs = [fetched[position] for position in sent]
+        copies = [outputs[place] for place, how in staying.items() if how.copied]
+        for place, how in staying.items():
+            assert self.transport is not None
+            if self.transport.takes(outputs[place]):
+                key = Key(attempt, number, sent[place])
+                outputs[place] = self.transport.offer(key, outputs[place], how.readers)
+        return outputs + copies
+
     def _inputs(self, inputs: list[Any], step: Step, borrowed: list[tuple[int, int]]) -> list[Any]:
         """The values of a segment's inputs; `borrowed` gets the addresses of those in other processes' memory."""
         values: list[Any] = []
         for value in inputs:
             if type(value) is tuple and len(value) == 2:
                 values.append(step.take(value))
+                continue
+            if isinstance(value, Offer):
+                values.append(step.take((value.key.program, value.key.position)))
                 continue
             values.append(self._decode(value))
             if isinstance(value, Reference):
@@ -184,7 +233,7 @@ class Worker:
         return self.mapper.load(value) if isinstance(value, Reference) else unpack(value)
 
     def _encode(self, value: Any) -> Any:
-        if isinstance(value, (Handle, Variant)):
+        if isinstance(value, (Handle, Variant, Offer)):
             return value
         array = np.asarray(value)
         if array.nbytes > INLINE_BYTES and array.dtype != np.dtype(object):

@@ -21,8 +21,9 @@ import abc
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -119,6 +120,9 @@ class Submission(NamedTuple):
         sent: how many outputs leave the worker.
         written: names of the variables that may have new values afterwards.
         after: tickets of segments on other workers that must have run before, in a fleet that runs at once.
+        arriving: positions of the inputs that come from another worker for the first time in the attempt, with how many
+            of this worker's segments read each.
+        destinations: the workers that read each output that leaves.
     """
 
     attempt: int
@@ -132,6 +136,8 @@ class Submission(NamedTuple):
     fetched: tuple[int, ...] = ()
     written: tuple[str, ...] = ()
     after: Sequence[Any] = ()
+    arriving: Mapping[int, int] = MappingProxyType({})
+    destinations: tuple[tuple[int, ...], ...] = ()
 
 
 class Listener(Protocol):

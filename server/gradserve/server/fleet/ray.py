@@ -9,6 +9,9 @@ out at once, with references to what earlier calls will return.
 What the caller fetches and the new values of variables are brought to this machine before a segment counts as finished:
 no machine that dies later takes them with it. A worker for which there is no room (any more) has left the fleet, and
 joins it when the cluster grows.
+
+What only other workers with GPUs read stays on its maker's device, and an offer takes its place in the object store:
+workers move such tensors among themselves (workers/transport.py), where there is a way between them (ways.py).
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import signal
 import socket
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +46,12 @@ from gradserve.server.fleet.base import (
     WorkerInfo,
     environment,
 )  # fmt: skip
+from gradserve.server.fleet.ways import Ways
 from gradserve.workers import worker as wire
-from gradserve.workers.actor import STALE, Actor, Argument, Hello
+from gradserve.workers.actor import GONE, STALE, Actor, Argument, Hello, Leaving, Way
 from gradserve.workers.memory import INLINE_BYTES, pack, unpack
+from gradserve.workers.transport import Answer, Key, Offer, Peer
+from gradserve.workers.worker import Staying
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +63,9 @@ _NEWS_SECONDS = 2.0
 _RETRY_SECONDS = 0.05
 _MOST_FAILED_STARTS = 3
 _LIFE = "life"  # calls that are answered while a segment runs
+_PEERS = "peers"  # those of other workers
+# How much longer than a silent worker lives may a transfer between GPUs take to begin.
+_LINK_SECONDS = 30.0
 _HERE = -1
 # A call of an actor takes about so long to reach it, on one machine; between machines the bandwidth is the network's.
 _LINK = Link(bytes_per_second=1e9, seconds=1.2e-3)
@@ -71,6 +80,7 @@ class RayOptions:
         address: of a running cluster, as host:port, or auto for the one that this machine belongs to; empty: a Ray of
             the fleet's own, on this machine, which ends with the fleet.
         object_store_bytes: size of the object store of a Ray of the fleet's own; 0: as Ray chooses.
+        gpu_transport: how tensors go from GPU to GPU: ``nccl`` where both ends have it, or ``host``.
     """
 
     workers: int = 2
@@ -83,19 +93,24 @@ class RayOptions:
     memory_limit_bytes: int = 0
     address: str = ""
     object_store_bytes: int = 0
+    gpu_transport: str = "nccl"
 
 
 class Stored:
-    """A tensor in the object store, with a count of its users.
+    """A tensor in the object store, or on a device with an offer of it there, with a count of its users.
 
     Attributes:
         reference: Ray's; None when nobody uses the tensor any more.
+        copy: Ray's reference of the tensor itself where `reference` may be of an offer; None elsewhere, and once it has
+            been brought here.
+        offered: where and in which attempt it may be offered, None where it can't be.
+        awaited: how many workers have yet to pull it.
         array: the tensor where it has been brought here. It keeps the object here for as long as it lives.
         maker: the worker that made it, -1 for this process.
         nbytes: its size; 0 until a call has told it.
     """
 
-    __slots__ = ("__weakref__", "array", "maker", "nbytes", "reference", "users")
+    __slots__ = ("__weakref__", "array", "awaited", "copy", "maker", "nbytes", "offered", "reference", "users")
 
     def __init__(self, reference: Any, maker: int, array: Array | None = None) -> None:
         self.reference = reference
@@ -103,6 +118,23 @@ class Stored:
         self.array = array
         self.nbytes = 0 if array is None else array.nbytes
         self.users = 1
+        self.copy: Any = None
+        self.offered: tuple[_Incarnation, int] | None = None
+        self.awaited = 0
+
+    def objects(self) -> list[Any]:
+        """What is to be fetched to have the tensor here."""
+        return [self.reference] if self.copy is None else [self.reference, self.copy]
+
+    def take(self, objects: Iterator[Any]) -> None:
+        """Takes those over, fetched: the tensor is here, and whoever comes later gets it from the object store."""
+        found = next(objects)
+        if self.copy is not None:
+            copied = next(objects)
+            if isinstance(found, Offer):
+                found, self.reference = copied, self.copy
+            self.copy = None
+        self.array = _read_only(unpack(found))
 
 
 class _Incarnation:
@@ -120,6 +152,9 @@ class _Incarnation:
         self.runs: dict[tuple[int, int], _Run] = {}
         self.memory_bytes = hello.memory_bytes
         self.heard = now
+        self.gpu = hello.gpu
+        self.met: set[str] = set()
+        self.forgotten = -1
 
 
 @dataclass(slots=True)
@@ -128,6 +163,7 @@ class _Run:
 
     Attributes:
         given: the stored tensors that it reads.
+        pulled: those of them that it is the first of its worker to read.
         news: set when the loss of a worker has been told since the call went out.
     """
 
@@ -137,6 +173,7 @@ class _Run:
     written: tuple[str, ...]
     status: Any
     given: list[Stored]
+    pulled: list[Stored]
     outputs: list[Stored]
     updates: list[Any]
     news: asyncio.Event
@@ -171,6 +208,7 @@ class RayFleet(Fleet):
         self._owns_ray = False
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
+        self._ways = Ways()
         self._ray: Any = None
         self._fetcher = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._severed = asyncio.Event()
@@ -264,44 +302,71 @@ class RayFleet(Fleet):
         if life is None or not life.alive:
             # Its loss has been told: the step starts again.
             return Ticket(None, [Stored(None, worker) for _ in range(count)])
+        pulled = [submission.inputs[position] for position in submission.arriving]
+        self._introduce(slot, life, pulled)
         statuses = [ticket for ticket in submission.after if ticket is not None]
         arguments = _Arguments()
+        leaving = Leaving(count, self._staying(life, submission))
         message = (
             submission.attempt, submission.segment, submission.program,
             [arguments.encode(value) for value in submission.inputs],
             None if submission.variables is None
             else {name: arguments.encode(value) for name, value in submission.variables.items()},
-            submission.draws, submission.last,
+            submission.draws, submission.last, dict(submission.arriving),
         )  # fmt: skip
         written = submission.written
-        returned = slot.actor.run.options(num_returns=1 + count + len(written)).remote(
+        returned = slot.actor.run.options(num_returns=1 + leaving.returns + len(written)).remote(
             life.epoch,
             message,
-            count,
+            leaving,
             written,
             len(statuses),
             *statuses,
             *[value.reference for value in arguments.given],
         )
-        if count or written:
+        if leaving.returns or written:
             status, *rest = returned
         else:
             status, rest = returned, []
         outputs = [Stored(reference, worker) for reference in rest[:count]]
         self._values.update(outputs)
+        copies = iter(rest[count : leaving.returns])
+        for place, how in leaving.staying.items():
+            outputs[place].offered, outputs[place].awaited = (life, submission.attempt), how.readers
+            outputs[place].copy = next(copies) if how.copied else None
         run = _Run(
-            submission.attempt, submission.segment, submission.fetched, written, status, arguments.given, outputs,
-            rest[count:], self._news,
+            submission.attempt, submission.segment, submission.fetched, written, status, arguments.given, pulled,
+            outputs, rest[leaving.returns :], self._news,
         )  # fmt: skip
         life.runs[submission.attempt, submission.segment] = run
         self._when_done(status, lambda done: self._answered(worker, life, run, done))
         return Ticket(status, list(outputs))
 
+    def _staying(self, life: _Incarnation, submission: Submission) -> dict[int, Staying]:
+        """The outputs that all of their readers can pull from the worker's device."""
+        staying: dict[int, Staying] = {}
+        for place, destinations in enumerate(submission.destinations):
+            readers = [self._slots[reader].current for reader in destinations]
+            if readers and all(reader is not None and self._ways.lead(life.epoch, reader.epoch) for reader in readers):
+                staying[place] = Staying(len(readers), place in submission.fetched)
+        return staying
+
+    def _introduce(self, slot: _Slot, life: _Incarnation, pulled: Sequence[Value]) -> None:
+        """Tells a worker, once, how those are reached whose tensors it will pull."""
+        for value in pulled:
+            if isinstance(value, Stored) and value.offered is not None:
+                maker = value.offered[0]
+                if maker.epoch not in life.met:
+                    life.met.add(maker.epoch)
+                    peer = _Peer(self._slots[value.maker].actor, maker.epoch)
+                    slot.actor.meet.remote(life.epoch, maker.epoch, Peer(peer.ask, peer.cut))
+
     def forget(self, worker: int, attempt: int) -> None:
         slot = self._slots[worker]
         life = slot.current
-        if life is None or not life.alive:
+        if life is None or not life.alive or life.forgotten == attempt:
             return
+        life.forgotten = attempt
         # Beside the segments: those of the attempt that wait at the worker won't run. (Ray's own way to cancel calls
         # may leave later calls of an actor that runs them in order waiting for ever.)
         slot.actor.forget.options(concurrency_group=_LIFE).remote(life.epoch, attempt)
@@ -330,11 +395,17 @@ class RayFleet(Fleet):
             self._end(life, run)
             self._listener.failed(worker, run.attempt, run.segment, rest[0])
         elif kind == STALE:
-            self._missing(worker, life, run)
+            self._missing(worker, life, run, rest[0])
+        elif kind == GONE:
+            self._end(life, run)
+            self._listener.missing(worker, run.attempt, run.segment)
         else:
             draws, sizes = rest
             for value, size in zip(run.given, sizes, strict=True):
                 value.nbytes = size
+            for value in run.pulled:
+                if isinstance(value, Stored) and value.awaited:
+                    value.awaited -= 1
             self._bring(worker, life, run, draws)
 
     def _end(self, life: _Incarnation, run: _Run) -> None:
@@ -342,7 +413,7 @@ class RayFleet(Fleet):
 
     def _bring(self, worker: int, life: _Incarnation, run: _Run, draws: dict[str, int] | None) -> None:
         """Fetches what must be here before the segment counts as finished."""
-        wanted = [run.outputs[position].reference for position in run.fetched] + run.updates
+        wanted = [found for position in run.fetched for found in run.outputs[position].objects()] + run.updates
         if None in wanted:  # freed meanwhile: nobody waits for the step any more
             wanted = []
         if not wanted:
@@ -377,9 +448,10 @@ class RayFleet(Fleet):
         self._end(life, run)
         updates: dict[str, Value] = {}
         if found:
-            for position, value in zip(run.fetched, found, strict=False):
-                run.outputs[position].array = _read_only(unpack(value))
-            for name, reference, value in zip(run.written, run.updates, found[len(run.fetched) :], strict=True):
+            values = iter(found)
+            for position in run.fetched:
+                run.outputs[position].take(values)
+            for name, reference, value in zip(run.written, run.updates, values, strict=True):
                 if type(value) is tuple:
                     updates[name] = unpack(value)
                 elif value is not None:
@@ -401,15 +473,21 @@ class RayFleet(Fleet):
             failure = kind(f"Worker {worker} could not run a segment: {_first_line(error)}", worker=worker)
             self._listener.failed(worker, run.attempt, run.segment, failure)
 
-    def _missing(self, worker: int, life: _Incarnation, run: _Run) -> None:
+    def _missing(self, worker: int, life: _Incarnation, run: _Run, way: Way | None = None) -> None:
         """Something that a call needed is gone: told when the loss of a worker has been, or is not heard of in time."""
         self._end(life, run)
-        self._keep(self._loop.create_task(self._tell_missing(worker, life, run)))
+        self._keep(self._loop.create_task(self._tell_missing(worker, life, run, way)))
 
-    async def _tell_missing(self, worker: int, life: _Incarnation, run: _Run) -> None:
+    async def _tell_missing(self, worker: int, life: _Incarnation, run: _Run, way: Way | None) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(run.news.wait(), _NEWS_SECONDS)
-        if life.alive and not self._closing:
+        if self._closing:
+            return
+        if way is not None and self._ways.cut(way.maker, way.reader, way.why):
+            for slot in self._slots:
+                if slot.current is not None and slot.current.epoch == way.maker:
+                    slot.actor.cut.options(concurrency_group=_LIFE).remote(way.maker, way.reader)
+        if life.alive:
             self._listener.missing(worker, run.attempt, run.segment)
 
     # Tensors
@@ -450,8 +528,12 @@ class RayFleet(Fleet):
         value.users -= 1
         if not value.users:
             # Ray frees the object when its last call that reads it has ended.
-            value.reference = value.array = None
+            value.reference = value.copy = value.array = None
             self._values.discard(value)
+            if value.awaited and value.offered is not None:  # its attempt has failed: nobody will pull it
+                life, attempt = value.offered
+                if life is self._slots[value.maker].current:
+                    self.forget(value.maker, attempt)
 
     # Workers
 
@@ -519,11 +601,16 @@ class RayFleet(Fleet):
             num_cpus=options.threads,
             num_gpus=1 if options.engine == "cupy" else 0,
             max_restarts=-1,
-            concurrency_groups={_LIFE: 4},
+            concurrency_groups={_LIFE: 4, _PEERS: 1},
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
         )(Actor)
         settings = environment(options.engine, options.threads, options.compile_now)
-        slot.actor = made.remote(options.engine, settings, options.threads, options.memory_limit_bytes, _node)
+        if options.engine == "cupy" and not options.address:  # all on this machine, and nobody else need reach it
+            settings["NCCL_SOCKET_IFNAME"] = os.environ.get("NCCL_SOCKET_IFNAME", "lo")
+        link_seconds = options.stall_timeout_seconds + _LINK_SECONDS if options.gpu_transport == "nccl" else 0.0
+        slot.actor = made.remote(
+            options.engine, settings, options.threads, options.memory_limit_bytes, link_seconds, _node
+        )
 
     async def _wait_started(self) -> None:
         """Returns when all workers are ready, or at the timeout when some are. Raises Unavailable, Unsupported."""
@@ -572,6 +659,7 @@ class RayFleet(Fleet):
             slot.speed = life.speed
             self._count()
             self._changed.set()
+            self._ways.enter(index, life.epoch, life.gpu)
             self._listener.ready(index)
             self._when_done(
                 slot.actor.live.options(concurrency_group=_LIFE).remote(),
@@ -626,6 +714,11 @@ class RayFleet(Fleet):
         life.alive = False
         life.runs.clear()
         self._slots[index].state = "lost"
+        for worker in self._ways.leave(life.epoch):
+            slot = self._slots[worker]
+            if slot.current is not None:
+                slot.current.met.discard(life.epoch)
+                slot.actor.part.options(concurrency_group=_LIFE).remote(slot.current.epoch, life.epoch)
         if life.node != self._here:
             self._save(index)
         log.warning("Worker %d on %s was lost; it starts again.", index, life.host)
@@ -779,6 +872,35 @@ def _room(nodes: Sequence[dict[str, Any]], bundle: dict[str, float]) -> int:
     """How many such bundles the machines hold that there are now."""
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return sum(min(int(resources.get(kind, 0) // count) for kind, count in bundle.items()) for resources in alive)
+
+
+class _Peer:
+    """Runs in a worker: how another one is reached."""
+
+    def __init__(self, actor: Any, epoch: str) -> None:
+        self._actor = actor
+        self._epoch = epoch
+
+    def ask(self, reader: str, link: Any, keys: tuple[Key, ...]) -> Callable[[float], Answer]:
+        """See transport.Peer."""
+        import ray
+        import ray.exceptions
+
+        call = self._actor.give.options(concurrency_group=_PEERS).remote(self._epoch, reader, link, keys)
+
+        def answer(seconds: float) -> Answer:
+            try:
+                return ray.get(call, timeout=seconds)
+            except ray.exceptions.GetTimeoutError as error:
+                raise TimeoutError from error
+            except ray.exceptions.RayError as error:
+                raise ConnectionError(_first_line(error)) from error
+
+        return answer
+
+    def cut(self, reader: str) -> None:
+        """See transport.Peer."""
+        self._actor.cut.options(concurrency_group=_PEERS).remote(self._epoch, reader)
 
 
 def _node() -> str:
