@@ -148,6 +148,13 @@ ray_address_option = click.option(
     help="A running cluster, as host:port, or auto for the one that this machine has joined with `ray start`.  "
     "[default: a Ray of the server's own]",
 )
+gpu_transport_option = click.option(
+    "--gpu-transport",
+    type=click.Choice(["nccl", "host"]),
+    default="nccl",
+    show_default=True,
+    help="How tensors go from GPU to GPU on a Ray fleet: by NCCL where both ends have it, or through host memory.",
+)
 engine_option = click.option(
     "--engine",
     type=click.Choice(["auto", "numpy", "xla", "cupy"]),
@@ -216,6 +223,7 @@ def main() -> None:
 @engine_option
 @fleet_option
 @ray_address_option
+@gpu_transport_option
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0 for every interface.")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=7433, show_default=True, help="Port; 0 takes a free one."
@@ -265,6 +273,7 @@ def serve(
     engine: str,
     fleet: str,
     ray_address: str,
+    gpu_transport: str,
     host: str,
     port: int,
     data_dir: Path | None,
@@ -304,6 +313,7 @@ def serve(
             workers=workers,
             fleet=fleet,
             ray_address=ray_address,
+            gpu_transport=gpu_transport,
             engine=engine,
             threads=threads,
             compile_now=compile_now,
