@@ -22,20 +22,20 @@ SIZE = 1 << 18  # floats: a tensor of 1 MiB
 TURNS = 24
 
 
-def zigzag() -> tuple[Graph, str]:
-    """Sums that change between two workers at every node: most tensors are read on both."""
+def zigzag(turns: int = TURNS, workers: int = 2) -> tuple[Graph, str]:
+    """Sums that change workers at every node: most tensors are read on two."""
     graph = Graph()
     with graph.as_default():
         before = y = placeholder(shape=(None,))
-        for turn in range(TURNS):
-            with graph.device(f"/task:{turn % 2}"):
+        for turn in range(turns):
+            with graph.device(f"/task:{turn % workers}"):
                 before, y = y, raw.Tanh(y) + raw.Reshape(before, np.array([-1], np.int32))
     return graph, y.name
 
 
-def expected(x: np.ndarray) -> np.ndarray:
+def expected(x: np.ndarray, turns: int = TURNS) -> np.ndarray:
     before = y = x
-    for _ in range(TURNS):
+    for _ in range(turns):
         before, y = y, np.tanh(y) + before
     return y
 

@@ -70,6 +70,9 @@ class Pool:
     def used_bytes(self) -> int:
         return self._used
 
+    def total_bytes(self) -> int:
+        return self._used
+
     def free_all_blocks(self, stream: Any = None) -> None:
         return None
 

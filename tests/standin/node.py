@@ -1,4 +1,7 @@
-"""A process with a device and a transport, and nothing else of a worker: others reach it by a socket."""
+"""A process with a transport, and nothing else of a worker: others reach it by a socket.
+
+Its device is the stand-in, or a GPU where its environment is given.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
@@ -16,19 +19,44 @@ from typing import Any
 import numpy as np
 
 from gradserve.workers import transport as module
-from gradserve.workers.transport import Answer, Key, Lost, Offer, Peer, Transport
+from gradserve.workers.transport import Answer, Gpu, Key, Lost, Offer, Peer, Transport
 
 _AWAIT_SECONDS = 60
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Returns when something has come true."""
+    deadline = time.monotonic() + _AWAIT_SECONDS
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def nodes(start: Callable[[int, str, float], Node], seconds: float) -> Iterator[Callable[..., Node]]:
+    """Gives a function that starts nodes which know each other: (name, seconds). They end with the iteration."""
+    started: list[Node] = []
+
+    def make(name: str, seconds: float = seconds) -> Node:
+        made = start(len(started), name, seconds)
+        for other in started:
+            other.do("meet", name, made.address)
+            made.do("meet", other.name, other.address)
+        started.append(made)
+        return made
+
+    yield make
+    for node in started:
+        node.kill()
 
 
 class Node:
     """The process, as its parent sees it. `begin` starts a command there, and what it returns waits for the result."""
 
-    def __init__(self, name: str, seconds: float) -> None:
+    def __init__(self, name: str, seconds: float, environment: dict[str, str] | None = None) -> None:
         context = get_context("spawn")
         self.name = name
         self._control, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, name, seconds), daemon=True)
+        self._process = context.Process(target=_run, args=(theirs, name, seconds, environment), daemon=True)
         self._process.start()
         theirs.close()
         self.address = self._receive()
@@ -99,6 +127,9 @@ class _Commands:
         """Threads of links, those among them that NCCL has not let go yet."""
         return sum(thread.name == "link" for thread in threading.enumerate())
 
+    def probe(self) -> Gpu:
+        return module.probe()
+
     def device_bytes(self) -> int:
         return self._cupy.get_default_memory_pool().used_bytes()
 
@@ -119,10 +150,13 @@ class _Commands:
         setattr(module, name, value)
 
 
-def _run(control: Connection, name: str, seconds: float) -> None:
-    from tests import standin
+def _run(control: Connection, name: str, seconds: float, environment: dict[str, str] | None) -> None:
+    if environment is None:
+        from tests import standin
 
-    standin.install()
+        standin.install()
+    else:
+        os.environ.update(environment)
     commands = _Commands(name, seconds)
     address = f"\0node-{os.getpid()}"
     listener = Listener(address, "AF_UNIX")
@@ -143,11 +177,9 @@ def _run(control: Connection, name: str, seconds: float) -> None:
 def _answer(listener: Listener, transport: Transport) -> None:
     """Serves other nodes, one question after another."""
     while True:
-        with listener.accept() as channel:
+        with listener.accept() as channel, contextlib.suppress(OSError, EOFError):  # who asks may end meanwhile
             command, arguments = channel.recv()
-            result = getattr(transport, command)(*arguments)
-            with contextlib.suppress(OSError):  # who asked has gone
-                channel.send(result)
+            channel.send(getattr(transport, command)(*arguments))
 
 
 def _asker(address: str) -> Callable[..., Callable[[float], Answer]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from gradserve.workers.transport import Lost
-from tests.standin.node import Node
+from tests.standin.node import Node, nodes, until
 
 LARGE = np.arange(1 << 20, dtype=np.float32)
 PATIENT, HASTY = 1000.0, 1.0  # seconds: no test waits for the first, some for the second
@@ -19,27 +18,7 @@ Start = Callable[..., Node]
 @pytest.fixture
 def start() -> Iterator[Start]:
     """Starts nodes that know each other."""
-    nodes: list[Node] = []
-
-    def make(name: str, seconds: float = PATIENT) -> Node:
-        made = Node(name, seconds)
-        for other in nodes:
-            other.do("meet", name, made.address)
-            made.do("meet", other.name, other.address)
-        nodes.append(made)
-        return made
-
-    yield make
-    for node in nodes:
-        node.kill()
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Returns when something has come true."""
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    yield from nodes(lambda place, name, seconds: Node(name, seconds), PATIENT)
 
 
 def test_tensors_of_two_makers_arrive_in_the_order_of_the_offers(start: Start) -> None:
