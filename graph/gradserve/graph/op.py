@@ -354,7 +354,7 @@ def binary(
     z: Rule,
     dx_dy: Rule | NoRule,
     *,
-    types: str = "number",
+    types: str = "arithmetic",
     domain: tuple[str, str] = ("normal", "normal"),
     order: int = 2,
     result: str = "T",

@@ -5,9 +5,9 @@
 Before the semicolon stand the inputs, after it the attrs, behind the arrow the outputs; names are TensorFlow's.
 An input or output is `T` (one tensor whose dtype is the attr T), `int32` (a fixed dtype), `N * T` (a list of N
 tensors of one dtype), `Tin` where `Tin: list(type)` (a list of any dtypes), or `ref(T)` (a TF1 reference).
-An attr is `T: number` (a type out of a named set or `float32|float64`), `int`, `float`, `bool`, `string`, `shape`,
-`tensor`, `func`, or `list(...)` of one, with an optional default (that of a tensor is its dtype and its entries:
-`tensor = uint8 [255, 0]`).
+An attr is `T: number` (a type out of named sets and single ones, `floating|int32`, or any, `type`), `int`, `float`,
+`bool`, `string`, `shape`, `tensor`, `func`, or `list(...)` of one, with an optional default (that of a tensor is its
+dtype and its entries: `tensor = uint8 [255, 0]`).
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ _INTEGER = tuple(
 )
 _QUANTISED = (dtypes.qint8, dtypes.quint8, dtypes.qint32, dtypes.qint16, dtypes.quint16)
 
-TYPE_SETS: dict[str, frozenset[DType] | None] = {
-    "type": None,
+TYPE_SETS: dict[str, frozenset[DType]] = {
     "number": frozenset(_FLOAT + _COMPLEX + _INTEGER + _QUANTISED),
+    "arithmetic": frozenset(_FLOAT + _COMPLEX + _INTEGER),
+    "ordered": frozenset(_FLOAT + _INTEGER + _QUANTISED),
     "summable": frozenset((*_FLOAT, *_COMPLEX, *_INTEGER, *_QUANTISED, dtypes.variant)),
     "real": frozenset(_FLOAT + _INTEGER),
     "inexact": frozenset(_FLOAT + _COMPLEX),
     "floating": frozenset(_FLOAT),
     "complex": frozenset(_COMPLEX),
+    "factorable": frozenset((dtypes.float16, dtypes.float32, dtypes.float64, *_COMPLEX)),
     "integer": frozenset(_INTEGER),
     "index": frozenset((dtypes.int32, dtypes.int64)),
 }
@@ -154,9 +156,10 @@ def _attr(text: str) -> Attr:
 
 
 def _allowed(text: str) -> frozenset[DType] | None:
-    if text in TYPE_SETS:
-        return TYPE_SETS[text]
-    return frozenset(dtypes.as_dtype(part.strip()) for part in text.split("|"))
+    if text == "type":
+        return None
+    parts = [part.strip() for part in text.split("|")]
+    return frozenset[DType]().union(*(TYPE_SETS.get(part) or (dtypes.as_dtype(part),) for part in parts))
 
 
 def _default(kind: str, text: str) -> Any:
@@ -164,8 +167,8 @@ def _default(kind: str, text: str) -> Any:
         return dtypes.as_dtype(text)
     if kind == "list(type)":
         return [dtypes.as_dtype(part) for part in _split(text.strip("[]"))]
-    if kind == "shape" and text == "unknown":
-        return None
+    if kind == "shape":
+        return None if text == "unknown" else tuple(ast.literal_eval(text))
     if kind == "tensor":
         dtype, _, values = text.partition(" ")
         return np.array(ast.literal_eval(values), dtypes.as_dtype(dtype).numpy)

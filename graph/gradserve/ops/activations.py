@@ -65,7 +65,7 @@ def _softplus_grad_gradient(dz: Tensor, z: Tensor, dy: Tensor, x: Tensor) -> tup
 
 # fmt: off
 #           name          y                                                            dx
-activation("Relu",     lambda xp, x: xp.maximum(x, 0),                             lambda dy, y, x: raw.ReluGrad(dy, y),  types="real")
+activation("Relu",     lambda xp, x: xp.maximum(x, 0),                             lambda dy, y, x: raw.ReluGrad(dy, y),  types="real|qint8")
 activation("Relu6",    lambda xp, x: xp.minimum(xp.maximum(x, 0), 6),              lambda dy, y, x: raw.Relu6Grad(dy, y), types="real")
 activation("Elu",      lambda xp, x: xp.where(x < 0, xp.expm1(x), x),              lambda dy, y, x: raw.EluGrad(dy, y))
 activation("Selu",     lambda xp, x: xp.where(x < 0, number(x, _SCALE_ALPHA) * xp.expm1(x), number(x, _SCALE) * x),

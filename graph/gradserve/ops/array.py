@@ -283,7 +283,7 @@ def _flip(xp: Any, x: Any, axes: Any) -> Any:
 
 
 define(
-    "ReverseV2(tensor: T, axis: Tidx; Tidx: index = int32, T: type) -> (output: T)",
+    "ReverseV2(tensor: T, axis: Tidx; Tidx: index = int32, T: arithmetic|bool|string) -> (output: T)",
     shape=lambda x, axis: x.shape,
     gradient=lambda dy, y, x, axis: (raw.ReverseV2(dy, axis), None),
     kernel=_flip,
@@ -291,7 +291,7 @@ define(
     examples=lambda draw: [call(draw.normal(draw.size(), 3), np.array(draw.pick([[0], [-1], [0, 1], []]), np.int32))],
 )
 define(
-    "Reverse(tensor: T, dims: bool; T: type) -> (output: T)",
+    "Reverse(tensor: T, dims: bool; T: arithmetic|bool|string) -> (output: T)",
     shape=lambda x, dims: x.shape,
     gradient=lambda dy, y, x, dims: (raw.Reverse(dy, dims), None),
     kernel=lambda xp, x, dims: _flip(xp, x, np.flatnonzero(dims)),

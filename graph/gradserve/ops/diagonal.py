@@ -250,14 +250,14 @@ def _whole_diagonal_part(xp: Any, x: Any) -> Any:
 
 
 define(
-    "Diag(diagonal: T; T: type) -> (output: T)",
+    "Diag(diagonal: T; T: inexact|index) -> (output: T)",
     shape=lambda x: None if x.shape is None else (*x.shape, *x.shape),
     gradient=lambda dy, y, x: raw.DiagPart(dy),
     kernel=_whole_diagonal,
     examples=lambda draw: [call(draw.normal(*draw.shape(1)))],
 )
 define(
-    "DiagPart(input: T; T: type) -> (diagonal: T)",
+    "DiagPart(input: T; T: inexact|index) -> (diagonal: T)",
     shape=lambda x: None if x.shape is None else x.shape[: len(x.shape) // 2],
     gradient=lambda dy, y, x: raw.Diag(dy),
     kernel=_whole_diagonal_part,

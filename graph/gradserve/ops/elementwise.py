@@ -70,7 +70,7 @@ def _over(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
 #           name          y                                 dx
 unary("Neg",        lambda xp, x: -x,                 lambda dy, y, x: -dy,                              types=SIGNED, takes_slices=True)
 unary("Abs",        lambda xp, x: xp.abs(x),          lambda dy, y, x: dy * raw.Sign(x),                 types=_SIGNED_REAL)
-unary("Square",     lambda xp, x: x * x,              lambda dy, y, x: dy * (x * 2),                     types="number")
+unary("Square",     lambda xp, x: x * x,              lambda dy, y, x: dy * (x * 2),                     types="arithmetic")
 unary("Inv",        _reciprocal,                      lambda dy, y, x: raw.InvGrad(y, dy),               types=SIGNED, holomorphic=False)
 unary("Reciprocal", _reciprocal,                      lambda dy, y, x: raw.ReciprocalGrad(y, dy),        types=SIGNED, holomorphic=False)
 unary("Sqrt",       lambda xp, x: xp.sqrt(x),         lambda dy, y, x: raw.SqrtGrad(y, dy),              domain="positive", holomorphic=False)

@@ -295,9 +295,11 @@ def _extreme_gradient(dy: Tensor, y: Tensor, x: Tensor, indices: Tensor, updates
     return share * kept, None, raw.GatherNd(share, indices) * hits
 
 
-def _scatter_op(name: str, how: str, gradient: Rule, first: str = "tensor", types: str = "type") -> None:
+def _scatter_op(
+    name: str, how: str, gradient: Rule, first: str = "tensor", types: str = "type", places: str = "index"
+) -> None:
     define(
-        f"{name}({first}: T, indices: Tindices, updates: T; T: {types}, Tindices: index, bad_indices_policy: string = '')"
+        f"{name}({first}: T, indices: Tindices, updates: T; T: {types}, Tindices: {places}, bad_indices_policy: string = '')"
         " -> (output: T)",
         shape=lambda x, indices, updates: x.shape,
         gradient=gradient,
@@ -320,10 +322,10 @@ def _add_gradient(dy: Tensor, y: Tensor, x: Tensor, indices: Tensor, updates: Te
     return dy, None, raw.GatherNd(dy, indices)
 
 
-_scatter_op("ScatterNdNonAliasingAdd", "add", _add_gradient, first="input")
+_scatter_op("ScatterNdNonAliasingAdd", "add", _add_gradient, first="input", types="number|bool")
 _scatter_op("TensorScatterAdd", "add", _add_gradient)
 _scatter_op("TensorScatterSub", "subtract", lambda dy, y, x, i, u: (dy, None, -raw.GatherNd(dy, i)))
-_scatter_op("TensorScatterUpdate", "set", _update_gradient)
+_scatter_op("TensorScatterUpdate", "set", _update_gradient, places="index|int16|uint16")
 _scatter_op("TensorScatterMax", "maximum", _extreme_gradient)
 _scatter_op("TensorScatterMin", "minimum", _extreme_gradient)
 
@@ -366,7 +368,7 @@ define(
     ],
 )
 define(
-    "Where(input: T; T: type = bool) -> (index: int64)",
+    "Where(input: T; T: number|bool = bool) -> (index: int64)",
     shape=lambda x: (None, None if x.shape is None else len(x.shape)),
     gradient=NOT_DIFFERENTIABLE,
     kernel=lambda xp, x: np.argwhere(x).astype(np.int64),

@@ -73,7 +73,7 @@ def _inverse_gradient(dy: Tensor, y: Tensor, x: Tensor, *, node: Any) -> Tensor:
 
 
 define(
-    "MatrixInverse(input: T; adjoint: bool = false, T: inexact) -> (output: T)",
+    "MatrixInverse(input: T; adjoint: bool = false, T: factorable) -> (output: T)",
     shape=same_shape,
     gradient=_inverse_gradient,
     kernel=_inverse,
@@ -93,7 +93,7 @@ def _over_matrix(value: Tensor) -> Tensor:
 
 
 define(
-    "MatrixDeterminant(input: T; T: inexact) -> (output: T)",
+    "MatrixDeterminant(input: T; T: factorable) -> (output: T)",
     shape=_batch,
     gradient=lambda dy, y, x: (
         _over_matrix(dy * raw.Conj(y)) * raw.MatrixInverse(x, adjoint=True)
@@ -111,7 +111,7 @@ def _log_determinant(xp: Any, x: Any) -> tuple[Any, Any]:
 
 
 define(
-    "LogMatrixDeterminant(input: T; T: inexact) -> (sign: T, log_abs_determinant: T)",
+    "LogMatrixDeterminant(input: T; T: factorable) -> (sign: T, log_abs_determinant: T)",
     shape=lambda x: [_batch(x), _batch(x)],
     gradient=lambda dsign, dlog, sign, log, x: _over_matrix(dlog) * raw.MatrixInverse(x, adjoint=True),
     kernel=_log_determinant,
@@ -134,7 +134,7 @@ def _solve_gradient(dy: Tensor, y: Tensor, a: Tensor, b: Tensor, *, node: Any) -
 
 
 define(
-    "MatrixSolve(matrix: T, rhs: T; adjoint: bool = false, T: inexact) -> (output: T)",
+    "MatrixSolve(matrix: T, rhs: T; adjoint: bool = false, T: factorable) -> (output: T)",
     shape=lambda a, b: b.shape,
     gradient=_solve_gradient,
     kernel=_solve,
@@ -236,7 +236,7 @@ def _definite(draw: Any, domain: str = "normal") -> Any:
 
 
 define(
-    "Cholesky(input: T; T: inexact) -> (output: T)",
+    "Cholesky(input: T; T: factorable) -> (output: T)",
     shape=same_shape,
     gradient=_cholesky_gradient,
     kernel=_cholesky,
@@ -299,7 +299,7 @@ def eigen_gradient(de: Tensor, dv: Tensor, e: Tensor, v: Tensor, x: Tensor, *, c
 
 
 define(
-    "SelfAdjointEigV2(input: T; compute_v: bool = true, T: inexact) -> (e: T, v: T)",
+    "SelfAdjointEigV2(input: T; compute_v: bool = true, T: factorable) -> (e: T, v: T)",
     shape=lambda x, *, compute_v: [None if x.shape is None else x.shape[:-1], x.shape if compute_v else None],
     gradient=eigen_gradient,
     kernel=eigen,

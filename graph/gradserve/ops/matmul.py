@@ -64,7 +64,8 @@ def _matmul_examples(draw: Any) -> list[Example]:
 
 
 define(
-    "MatMul(a: T, b: T; transpose_a: bool = false, transpose_b: bool = false, T: number, grad_a: bool = false,"
+    "MatMul(a: T, b: T; transpose_a: bool = false, transpose_b: bool = false,"
+    " T: inexact|index|uint8|uint16|uint32|uint64, grad_a: bool = false,"
     " grad_b: bool = false) -> (product: T)",
     shape=_matmul_shape,
     gradient=_matmul_gradient,
@@ -163,9 +164,12 @@ def _batch_examples(draw: Any) -> list[Example]:
     return [call(x, y, adj_x=ax, adj_y=ay)]
 
 
-for _name in ("BatchMatMul", "BatchMatMulV2"):
+for _name, _types in (
+    ("BatchMatMul", "inexact|index"),
+    ("BatchMatMulV2", "inexact|index|int16|uint8|uint16|uint32|uint64"),
+):
     define(
-        f"{_name}(x: T, y: T; T: number, adj_x: bool = false, adj_y: bool = false, grad_x: bool = false,"
+        f"{_name}(x: T, y: T; T: {_types}, adj_x: bool = false, adj_y: bool = false, grad_x: bool = false,"
         " grad_y: bool = false) -> (output: T)",
         shape=_batch_shape,
         gradient=_batch_gradient,
@@ -173,9 +177,10 @@ for _name in ("BatchMatMul", "BatchMatMulV2"):
         broadcasts=True,
         examples=_batch_examples,
     )
+_MIXED = "inexact|index|int16"
 define(
-    "BatchMatMulV3(x: Ta, y: Tb; Ta: number, Tb: number, Tout: number, adj_x: bool = false, adj_y: bool = false,"
-    " grad_x: bool = false, grad_y: bool = false) -> (output: Tout)",
+    f"BatchMatMulV3(x: Ta, y: Tb; Ta: {_MIXED}|int8|uint8, Tb: {_MIXED}|int8|uint8, Tout: {_MIXED}, adj_x: bool = false,"
+    " adj_y: bool = false, grad_x: bool = false, grad_y: bool = false) -> (output: Tout)",
     shape=_batch_shape,
     gradient=_batch_gradient,
     kernel=_batch_matmul_mixed,
@@ -341,13 +346,18 @@ define(
     examples=_einsum_examples,
 )
 define(
-    "XlaEinsum(a: T, b: T; equation: string, T: number) -> (product: T)",
+    "XlaEinsum(a: T, b: T; equation: string, T: bfloat16|complex64|float32) -> (product: T)",
     shape=lambda a, b, *, equation: _einsum_shape([a, b], equation=equation),
     gradient=lambda dy, y, a, b, *, equation: _einsum_gradient(dy, y, [a, b], equation=equation)[0],
     kernel=lambda xp, a, b, *, equation: _einsum(xp, [a, b], equation=equation),
     holomorphic=True,
     examples=lambda draw: [
-        call(draw.normal(draw.size(), n := draw.size()), draw.normal(n, draw.size()), equation="ab,bc->ac")
+        call(
+            draw.normal(draw.size(), n := draw.size()).astype(np.float32),
+            draw.normal(n, draw.size()).astype(np.float32),
+            equation="ab,bc->ac",
+            step=0.5,
+        )
     ],
 )
 

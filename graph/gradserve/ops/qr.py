@@ -71,7 +71,7 @@ def _examples(draw: Any) -> list[Example]:
 
 
 define(
-    "Qr(input: T; full_matrices: bool = false, T: inexact) -> (q: T, r: T)",
+    "Qr(input: T; full_matrices: bool = false, T: factorable) -> (q: T, r: T)",
     shape=_factors_shape,
     gradient=_gradient,
     kernel=_factors,

@@ -179,8 +179,8 @@ def _extreme(
 reduction("Sum",           lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims),   _sum_gradient)
 reduction("Mean",          _mean,                                                                   _mean_gradient, smallest=1)
 reduction("Prod",          lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims),  _prod_gradient, holomorphic=True)
-reduction("Max",           _largest,                                                                _extreme_gradient, types="real", domain="distinct", smallest=1)
-reduction("Min",           _smallest,                                                               _extreme_gradient, types="real", domain="distinct", smallest=1)
+reduction("Max",           _largest,                                                                _extreme_gradient, types="ordered", domain="distinct", smallest=1)
+reduction("Min",           _smallest,                                                               _extreme_gradient, types="ordered", domain="distinct", smallest=1)
 reduction("EuclideanNorm", _norm,                                                                   _norm_gradient, smallest=1)
 # fmt: on
 
@@ -244,11 +244,11 @@ def _without_axis(x: Tensor, axis: Tensor, **_: Any) -> Shape:
     return tuple(size for k, size in enumerate(x.shape) if k != dropped)
 
 
-def _position(name: str) -> Op:
+def _position(name: str, places: str, results: str) -> Op:
     find = name.lower()
     return define(
-        f"{name}(input: T, dimension: Tidx; T: type, Tidx: int16|int32|int64 = int32,"
-        " output_type: int16|int32|int64|uint16 = int64) -> (output: output_type)",
+        f"{name}(input: T, dimension: Tidx; T: ordered|bool, Tidx: {places} = int32, output_type: {results} = int64)"
+        " -> (output: output_type)",
         shape=_without_axis,
         gradient=NOT_DIFFERENTIABLE,
         kernel=lambda xp, x, axis, *, output_type: getattr(xp, find)(x, axis=int(axis)).astype(output_type.numpy),
@@ -257,8 +257,8 @@ def _position(name: str) -> Op:
     )
 
 
-_position("ArgMax")
-_position("ArgMin")
+_position("ArgMax", "index|int16", "index|int16|uint16")
+_position("ArgMin", "index", "index")
 
 
 # Scans

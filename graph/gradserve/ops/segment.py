@@ -198,6 +198,10 @@ def _kept_rows(dy: Tensor, ids: Tensor, data: Tensor) -> Tensor:
     return raw.SelectV2(inside, taken, raw.ZerosLike(taken))
 
 
+def _unsorted_sum_gradient(dy: Tensor, y: Tensor, data: Tensor, ids: Tensor, count: Tensor) -> Any:
+    return _kept_rows(dy, ids, data), None, None
+
+
 def _unsorted_extreme_gradient(dy: Tensor, y: Tensor, data: Tensor, ids: Tensor, count: Tensor) -> Any:
     hits = raw.Cast(raw.Equal(data, _kept_rows(y, ids, data)), DstT=dy.dtype)
     share = raw.DivNoNan(dy, raw.UnsortedSegmentSum(hits, ids, count))
@@ -229,15 +233,15 @@ def _unsorted_example(draw: Any) -> Any:
     ]
 
 
-for _name, _how, _gradient, _types in (
-    ("UnsortedSegmentSum", "add", lambda dy, y, data, ids, n: (_kept_rows(dy, ids, data), None, None), "number"),
-    ("UnsortedSegmentProd", "multiply", _unsorted_prod_gradient, "number"),
-    ("UnsortedSegmentMax", "maximum", _unsorted_extreme_gradient, "real"),
-    ("UnsortedSegmentMin", "minimum", _unsorted_extreme_gradient, "real"),
+for _name, _how, _gradient, _types, _places in (
+    ("UnsortedSegmentSum", "add", _unsorted_sum_gradient, "number", "index|int16"),
+    ("UnsortedSegmentProd", "multiply", _unsorted_prod_gradient, "number", "index"),
+    ("UnsortedSegmentMax", "maximum", _unsorted_extreme_gradient, "real", "index"),
+    ("UnsortedSegmentMin", "minimum", _unsorted_extreme_gradient, "real", "index"),
 ):
     define(
         f"{_name}(data: T, segment_ids: Tindices, num_segments: Tnumsegments; T: {_types},"
-        " Tindices: int16|int32|int64, Tnumsegments: index = int32) -> (output: T)",
+        f" Tindices: {_places}, Tnumsegments: index = int32) -> (output: T)",
         shape=_unsorted_shape,
         gradient=_gradient,
         kernel=_unsorted_kernel(_how),
@@ -255,13 +259,14 @@ def _each_segment_example(draw: Any) -> list[Example]:
 
 for _name, _how in (("Sum", "add"), ("Prod", "multiply"), ("Max", "maximum"), ("Min", "minimum")):
     _same = {
-        "Sum": lambda dy, y, data, ids, n: (_kept_rows(dy, ids, data), None, None),
+        "Sum": _unsorted_sum_gradient,
         "Prod": _unsorted_prod_gradient,
         "Max": _unsorted_extreme_gradient,
         "Min": _unsorted_extreme_gradient,
     }[_name]
+    _types = "real" if _name in ("Max", "Min") else "number"
     define(
-        f"Segment{_name}V2(data: T, segment_ids: Tindices, num_segments: Tnumsegments; T: number, Tindices: index,"
+        f"Segment{_name}V2(data: T, segment_ids: Tindices, num_segments: Tnumsegments; T: {_types}, Tindices: index,"
         " Tnumsegments: index = int32) -> (output: T)",
         shape=_sorted_shape,
         gradient=_same,
@@ -380,13 +385,13 @@ def _sparse_example(counted: bool) -> Any:
 
 
 _INDEX_TYPES = "Tidx: index = int32, Tsegmentids: index = int32"
-for _how in ("Sum", "Mean", "SqrtN"):
+for _how, _types in (("Sum", "real"), ("Mean", "floating"), ("SqrtN", "floating")):
     for _counted in (False, True):
         _extra = ", num_segments: Tnumsegments" if _counted else ""
         _attr = ", Tnumsegments: index = int32" if _counted else ""
         define(
             f"SparseSegment{_how}{'WithNumSegments' if _counted else ''}(data: T, indices: Tidx,"
-            f" segment_ids: Tsegmentids{_extra}; T: real, {_INDEX_TYPES}{_attr}, sparse_gradient: bool = false)"
+            f" segment_ids: Tsegmentids{_extra}; T: {_types}, {_INDEX_TYPES}{_attr}, sparse_gradient: bool = false)"
             " -> (output: T)",
             shape=_sparse_shape,
             gradient=_sparse_gradient(_how, _counted),

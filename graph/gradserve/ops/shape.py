@@ -259,7 +259,8 @@ def _range(xp: Any, start: Any, limit: Any, delta: Any) -> Any:
 
 
 define(
-    "Range(start: Tidx, limit: Tidx, delta: Tidx; Tidx: real = int32) -> (output: Tidx)",
+    "Range(start: Tidx, limit: Tidx, delta: Tidx; Tidx: floating|int8|int16|int32|int64|uint16|uint32|uint64 = int32)"
+    " -> (output: Tidx)",
     shape=_range_shape,
     gradient=NOT_DIFFERENTIABLE,
     kernel=_range,

@@ -74,10 +74,10 @@ def without_output(kernel: Rule) -> Rule:
     return run
 
 
-for _name, _combination, _tail in (
-    ("Assign", None, ", validate_shape: bool = false"),
-    ("AssignAdd", lambda old, value: old + value, ""),
-    ("AssignSub", lambda old, value: old - value, ""),
+for _name, _combination, _types, _tail in (
+    ("Assign", None, "type", ", validate_shape: bool = false"),
+    ("AssignAdd", lambda old, value: old + value, "number", ""),
+    ("AssignSub", lambda old, value: old - value, "number", ""),
 ):
     define(
         f"{_name}VariableOp(resource: resource, value: dtype; dtype: type{_tail}) -> ()",
@@ -87,7 +87,7 @@ for _name, _combination, _tail in (
     )
     _default = "true, validate_shape: bool = true" if _name == "Assign" else "false"
     define(
-        f"{_name}(ref: ref(T), value: T; T: type, use_locking: bool = {_default}) -> (output_ref: ref(T))",
+        f"{_name}(ref: ref(T), value: T; T: {_types}, use_locking: bool = {_default}) -> (output_ref: ref(T))",
         shape=lambda ref, value: value.shape if value.shape is not None else ref.shape,
         gradient=NOT_DIFFERENTIABLE,
         kernel=_assigned(_combination),
@@ -216,22 +216,23 @@ def _scattered(how: str) -> Rule:
     return kernel
 
 
-for _name, _how in (
-    ("Update", "set"),
-    ("Add", "add"),
-    ("Sub", "subtract"),
-    ("Mul", "multiply"),
-    ("Max", "maximum"),
-    ("Min", "minimum"),
+for _name, _how, _types in (
+    ("Update", "set", "type"),
+    ("Add", "add", "number"),
+    ("Sub", "subtract", "number"),
+    ("Mul", "multiply", "number"),
+    ("Max", "maximum", "floating|index"),
+    ("Min", "minimum", "floating|index"),
 ):
+    _resource_types = "type" if _name == "Update" else "number"
     define(
-        f"ResourceScatter{_name}(resource: resource, indices: Tindices, updates: dtype; dtype: type, Tindices: index) -> ()",
+        f"ResourceScatter{_name}(resource: resource, indices: Tindices, updates: dtype; dtype: {_resource_types}, Tindices: index) -> ()",
         gradient=NOT_DIFFERENTIABLE,
         kernel=without_output(_scattered(_how)),
         stateful=True,
     )
     define(
-        f"Scatter{_name}(ref: ref(T), indices: Tindices, updates: T; T: type, Tindices: index,"
+        f"Scatter{_name}(ref: ref(T), indices: Tindices, updates: T; T: {_types}, Tindices: index,"
         f" use_locking: bool = {'true' if _name == 'Update' else 'false'}) -> (output_ref: ref(T))",
         shape=lambda ref, indices, updates: ref.shape,
         gradient=NOT_DIFFERENTIABLE,

@@ -71,8 +71,7 @@ def _as_string(
 
 
 define(
-    "AsString(input: T; T: bfloat16|bool|complex128|complex64|float16|float32|float64|int16|int32|int64|int8|string"
-    "|uint16|uint32|uint64|uint8, precision: int = -1, scientific: bool = false, shortest: bool = false,"
+    "AsString(input: T; T: arithmetic|bool|string|variant, precision: int = -1, scientific: bool = false, shortest: bool = false,"
     " width: int = -1, fill: string = '') -> (output: string)",
     shape=same_shape,
     gradient=NOT_DIFFERENTIABLE,
