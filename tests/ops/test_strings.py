@@ -119,6 +119,22 @@ def test_a_separator_splits_as_a_whole_and_keeps_empty_pieces() -> None:
     assert shape.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("text", "most", "expected"),
+    [
+        (b" a b ", 0, [b" a b "]),
+        (b"a b c", 1, [b"a", b"b c"]),
+        (b"a", 1, [b"a", b""]),
+        (b" ", 1, []),
+        (b"a b ", -1, [b"a", b"b"]),
+    ],
+)
+def test_an_empty_rest_counts_where_the_splits_are_used_up(text: bytes, most: int, expected: list[bytes]) -> None:
+    with Graph().as_default():
+        _, values, _ = raw.StringSplitV2.outputs(np.array([text], object), np.array(b"", object), maxsplit=most)
+    assert run([values], [], [])[0].tolist() == expected
+
+
 def test_the_axis_named_first_joins_first() -> None:
     table = _texts(b"a", b"b", b"c", b"d").reshape(2, 2)
     for axes, expected in (([0], [b"a.c", b"b.d"]), ([1, 0], b"a.b.c.d"), ([0, 1], b"a.c.b.d")):

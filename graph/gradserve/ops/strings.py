@@ -206,8 +206,16 @@ def _split(xp: Any, x: Any, delimiter: Any, *, skip_empty: bool) -> tuple[Array,
 
 
 def _split_at(xp: Any, x: Any, separator: Any, *, maxsplit: int) -> tuple[Array, Array, Array]:
-    """As Python's bytes.split: without a separator at runs of white space."""
-    return _table([text.split(np.asarray(separator).item() or None, maxsplit) for text in x])
+    """As Python's bytes.split, without a separator at runs of white space; TensorFlow then counts an empty rest too."""
+    ends = np.asarray(separator).item()
+
+    def pieces(text: bytes) -> list[bytes]:
+        if ends or maxsplit < 0:
+            return text.split(ends or None, maxsplit)
+        found = text.split(None, maxsplit) if maxsplit else [text]
+        return [*found, b""] if len(found) == maxsplit else found
+
+    return _table([pieces(text) for text in x])
 
 
 _SPARSE = "(indices: int64, values: string, shape: int64)"
