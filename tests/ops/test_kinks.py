@@ -193,3 +193,87 @@ def test_axes_of_broadcasting_are_all_with_a_one(left: list[int], right: list[in
             list(raw.BroadcastGradientArgs.outputs(*sizes)), sizes, [np.array(s, np.int32) for s in (left, right)]
         )
     assert tuple(side.tolist() for side in found) == axes
+
+
+NAN, INFINITY, LOWEST = np.nan, np.inf, np.finfo(np.float32).min
+
+
+def _values(function: Function, *values: Any) -> list[Any]:
+    graph = Graph()
+    with graph.as_default():
+        return run([function(*(graph.constant(np.asarray(value)) for value in values))], [], [])[0].tolist()
+
+
+def test_a_pool_passes_over_nan_and_has_no_value_below_the_lowest() -> None:
+    rows = np.array([[NAN, 1, 2], [3, NAN, 2], [NAN, NAN, NAN], [-INFINITY, -INFINITY, -INFINITY]], np.float32)
+    image = rows.reshape(4, 1, 3, 1)
+    sizes = {"ksize": [1, 1, 3, 1], "strides": [1, 1, 3, 1], "padding": "VALID"}
+    expected = np.array([2, 3, LOWEST, LOWEST], np.float32).tolist()
+    assert np.ravel(_values(lambda x: raw.MaxPool(x, **sizes), image)).tolist() == expected
+    nothing = {"strides": [1, 1, 3, 1], "rates": [1, 1, 1, 1], "padding": "VALID"}
+    flat = np.zeros((1, 3, 1), np.float32)
+    assert np.ravel(_values(lambda x, f: raw.Dilation2D(x, f, **nothing), image, flat)).tolist() == expected
+    # The gradient goes where the value comes from, and to the first entry where there is none.
+    (dx,) = _gradient(lambda x: raw.MaxPool(x, **sizes), image)
+    assert dx.reshape(4, 3).tolist() == [[0, 0, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]]
+
+
+def test_nan_is_no_extreme_among_others() -> None:
+    x = np.array([NAN, 1, 3, NAN], np.float32)
+    assert _values(lambda x: raw.ArgMax(x, 0), x) == 2
+    assert _values(lambda x: raw.ArgMin(x, 0), x) == 1
+    assert _values(lambda x: raw.ArgMax(x, 0), np.full(2, NAN)) == 0
+
+
+def test_a_bound_that_is_nan_bounds_nothing() -> None:
+    x = np.array([5, -5, 1, NAN])
+    np.testing.assert_array_equal(_values(raw.ClipByValue, x, NAN, 2.0), [2, -5, 1, NAN])
+    np.testing.assert_array_equal(_values(raw.ClipByValue, x, -2.0, NAN), [5, -2, 1, NAN])
+
+
+def test_complex_numbers_are_clipped_part_by_part() -> None:
+    x = np.array([1 + 2j, 3 - 1j, -2 + 0.5j])
+    assert _values(raw.ClipByValue, x, np.array(0.5 + 0j), np.array(2 + 1j)) == [1 + 1j, 2 + 0j, 0.5 + 0.5j]
+
+
+def test_the_log_of_no_sum_is_minus_infinity() -> None:
+    found = _values(lambda x: raw.CumulativeLogsumexp(x, 0, exclusive=True), np.zeros(3))
+    np.testing.assert_allclose(found, [-INFINITY, 0, np.log(2)])
+
+
+def test_a_segment_holds_its_infinity_where_all_have_rows() -> None:
+    x = np.array([-INFINITY, 1, -INFINITY], np.float32)
+    assert _values(lambda x: raw.SegmentMax(x, np.array([0, 2, 2], np.int32)), x) == [-INFINITY, 0, 1]
+    assert _values(lambda x: raw.UnsortedSegmentMax(x, np.array([0, 1, 1], np.int32), 3), x) == [LOWEST, 1, LOWEST]
+
+
+def test_a_line_ends_where_it_is_to_end() -> None:
+    # TensorFlow 2.21's numbers: start + i step in float32, and the end itself.
+    expected = [
+        0.1,
+        0.19999998807907104,
+        0.29999998211860657,
+        0.3999999761581421,
+        0.4999999701976776,
+        0.5999999642372131,
+        0.7,
+    ]
+    found = _values(lambda a, b: raw.LinSpace(a, b, 7), np.float32(0.1), np.float32(0.7))
+    assert found == np.array(expected, np.float32).tolist()
+    assert _values(lambda a, b: raw.LinSpace(a, b, 3), INFINITY, -1.0)[::2] == [INFINITY, -1]
+
+
+def test_gamma_is_infinite_at_both_ends() -> None:
+    assert _values(raw.Lgamma, np.array([-INFINITY, INFINITY, 0.0])) == [INFINITY] * 3
+
+
+def test_a_transposed_matrix_of_truth_values_holds_truth_values() -> None:
+    found = _values(lambda x: raw.ConjugateTranspose(x, np.array([1, 0], np.int32)), np.array([[True, False]]))
+    assert found == [[True], [False]]
+    assert found[0][0] is True
+
+
+def test_classes_without_a_finite_logit_are_not_drawn() -> None:
+    logits = np.array([[NAN, 1, -INFINITY, 2]])
+    drawn = _values(lambda x: raw.Multinomial(x, np.int32(50), seed=1, seed2=2), logits)[0]
+    assert set(drawn) == {1, 3}

@@ -256,7 +256,7 @@ define(
     "ConjugateTranspose(x: T, perm: Tperm; T: type, Tperm: index = int32) -> (y: T)",
     shape=_transposed,
     gradient=lambda dy, y, x, perm: (raw.ConjugateTranspose(dy, _inverse(perm)), None),
-    kernel=lambda xp, x, perm: xp.conj(xp.transpose(x, _integers(perm))),
+    kernel=lambda xp, x, perm: xp.conj(y) if (y := xp.transpose(x, _integers(perm))).dtype.kind == "c" else y,
     host=("perm",),
     examples=lambda draw: [call(draw.complex(*(s := draw.shape())), draw.permutation(len(s)))],
 )

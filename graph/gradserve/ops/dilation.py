@@ -16,8 +16,7 @@ from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import concat, part, product
 from gradserve.ops import windows
-from gradserve.ops.pool import lowest
-from gradserve.ops.precision import widen
+from gradserve.ops.precision import lowest, widen
 from gradserve.ops.windows import Axis, cut, entry, first_largest, pieces, put_back
 
 
@@ -36,21 +35,11 @@ def _sums(xp: Any, x: Any, f: Any, over: Sequence[Axis]) -> Iterator[Any]:
 
 
 def _dilation(xp: Any, x: Any, f: Any, *, node: Node) -> Any:
-    largest: Any = None
-    for total in _sums(xp, x, f, _over(x, f, node)):
-        largest = total if largest is None else xp.maximum(largest, total)
-    return largest
+    return windows.largest(xp, _sums(xp, x, f, _over(x, f, node)), x.dtype)
 
 
 def _hits(xp: Any, x: Any, f: Any, over: Sequence[Axis], node: Node) -> Iterator[Any]:
-    largest = _dilation(xp, x, f, node=node)
-    taken: Any = None
-    for total in _sums(xp, x, f, over):
-        hit = total == largest
-        if taken is not None:
-            hit = hit & ~taken
-        taken = hit if taken is None else taken | hit
-        yield hit
+    return windows.hits(xp, _sums(xp, x, f, over), _dilation(xp, x, f, node=node))
 
 
 def _to_input(xp: Any, x: Any, f: Any, dy: Any, *, node: Node) -> Any:

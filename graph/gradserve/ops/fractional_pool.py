@@ -21,6 +21,7 @@ from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import part, shape_of
+from gradserve.ops import windows
 from gradserve.ops.philox import Philox, shuffle, unit_doubles
 from gradserve.ops.windows import cut, entry, first_largest
 
@@ -103,13 +104,6 @@ def _put_back(xp: Any, parts: Sequence[Any], rows: Any, columns: Any, shape: Seq
     return total.reshape(n, height, width, c)
 
 
-def _maximum(xp: Any, x: Any, rows: Any, columns: Any) -> Any:
-    largest: Any = None
-    for piece in _seen(xp, x, rows, columns):
-        largest = piece if largest is None else xp.maximum(largest, piece)
-    return largest
-
-
 def _weights(row_real: Any, column_real: Any) -> list[Any]:
     """For each position inside of the window, [windows, windows, 1]: its share of the average."""
     counts = row_real.sum(1)[:, None] * column_real.sum(1)[None, :]
@@ -120,7 +114,7 @@ def _max_pool(xp: Any, x: Any, *, node: Node) -> tuple[Any, ...]:
     sequences = _sequences(x, node)
     overlapping = node.attrs["overlapping"]
     places = [_covered(sequences[k], x.shape[k + 1], overlapping)[0] for k in (0, 1)]
-    return _maximum(xp, x, *places), *sequences
+    return windows.largest(xp, _seen(xp, x, *places), x.dtype), *sequences
 
 
 def _average_pool(xp: Any, x: Any, *, node: Node) -> tuple[Any, ...]:
@@ -142,14 +136,9 @@ def _max_pool_grad(
         _covered(sequence, length, overlapping)[0]
         for sequence, length in zip((row_sequence, column_sequence), x.shape[1:3], strict=True)
     )
-    largest = _maximum(xp, x, rows, columns)
-    taken = xp.zeros(largest.shape, dtype=bool)
-    parts: list[Any] = []
-    for piece in _seen(xp, x, rows, columns):
-        hit = (piece == largest) & ~taken
-        taken = taken | hit
-        parts.append(xp.where(hit, dy, xp.zeros_like(dy)))
-    return _put_back(xp, parts, rows, columns, x.shape)
+    seen = _seen(xp, x, rows, columns)
+    hits = windows.hits(xp, seen, windows.largest(xp, seen, x.dtype))
+    return _put_back(xp, [xp.where(hit, dy, xp.zeros_like(dy)) for hit in hits], rows, columns, x.shape)
 
 
 def _average_pool_grad(

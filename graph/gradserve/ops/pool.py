@@ -8,7 +8,6 @@ hand to the images is zeros.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,13 +21,8 @@ from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import shape_of
 from gradserve.ops import windows
 from gradserve.ops.conv import channel_axis
-from gradserve.ops.precision import widen
+from gradserve.ops.precision import lowest, widen
 from gradserve.ops.windows import Axis, pieces, put_back
-
-
-def lowest(dtype: Any) -> Any:
-    """A number of this dtype below or equal to all others."""
-    return np.array(-np.inf).astype(dtype)[()] if dtype.kind in "fV" else np.iinfo(dtype).min
 
 
 def _explicit(node: Node) -> list[int]:
@@ -76,29 +70,14 @@ def _kept(node: Node) -> dict[str, Any]:
 
 
 def _maximum(xp: Any, x: Any, over: Sequence[Axis]) -> Any:
-    parts = pieces(xp, x, over, lowest(x.dtype))
-    largest = next(parts)
-    for part in parts:
-        largest = xp.maximum(largest, part)
-    return largest
+    return windows.largest(xp, pieces(xp, x, over, lowest(x.dtype)), x.dtype)
 
 
 def _hits(xp: Any, x: Any, over: Sequence[Axis]) -> Iterator[Any]:
-    """For each position inside of the window: where it holds the first of the largest entries.
-
-    The padding is never one of them: where the image itself has nothing but the lowest number, no entry is larger
-    than the padding, and the first entry of the image counts.
-    """
-    largest = _maximum(xp, x, over)
+    """For each position inside of the window: where it holds the first of the largest entries."""
     padded = any(window.before + window.after for window in over)
-    inside = pieces(np, np.ones(x.shape, bool), over, False) if padded else itertools.repeat(True)
-    taken: Any = None
-    for part, real in zip(pieces(xp, x, over, lowest(x.dtype)), inside, strict=False):
-        hit = part == largest if real is True else (part == largest) & xp.asarray(real)
-        if taken is not None:
-            hit = hit & ~taken
-        taken = hit if taken is None else taken | hit
-        yield hit
+    inside = pieces(np, np.ones(x.shape, bool), over, False) if padded else None
+    return windows.hits(xp, pieces(xp, x, over, lowest(x.dtype)), _maximum(xp, x, over), inside)
 
 
 def _to_image(xp: Any, dy: Any, hits: Iterator[Any], over: Sequence[Axis], shape: Sequence[int]) -> Any:

@@ -214,10 +214,11 @@ define(
 
 def _classes(generator: Philox, logits: Any, samples: int, kind: Any) -> Any:
     """For each row of logits, classes drawn with probability softmax(logits): a uniform number finds its place in
-    the running sum."""
+    the running sum. Of a row's logits only finite ones count."""
     wide = logits.astype(np.float64)
-    finite = np.where(np.isfinite(wide), np.exp(wide - np.max(wide, axis=1, keepdims=True, initial=-np.inf)), 0)
-    sums = np.cumsum(finite, axis=1)
+    finite = np.isfinite(wide)
+    greatest = np.max(wide, axis=1, keepdims=True, initial=-np.inf, where=finite)
+    sums = np.cumsum(np.where(finite, np.exp(wide - greatest), 0), axis=1)
     draws = philox.uniform(generator, samples * len(sums), np.float64).reshape(len(sums), samples)
     rows = [np.searchsorted(row, draw * row[-1], side="right") for row, draw in zip(sums, draws, strict=True)]
     return np.stack(rows).astype(kind) if rows else np.zeros((0, samples), kind)

@@ -245,13 +245,19 @@ def _without_axis(x: Tensor, axis: Tensor, **_: Any) -> Shape:
 
 
 def _position(name: str, places: str, results: str) -> Op:
-    find = name.lower()
+    find, worst = name.lower(), -np.inf if name == "ArgMax" else np.inf
+
+    def kernel(xp: Any, x: Any, axis: Any, *, output_type: Any) -> Any:
+        """The first of the extremes; NaN is none."""
+        numbers = xp.where(xp.isnan(x), xp.asarray(worst, dtype=x.dtype), x) if x.dtype.kind in "fV" else x
+        return getattr(xp, find)(numbers, axis=int(axis)).astype(output_type.numpy)
+
     return define(
         f"{name}(input: T, dimension: Tidx; T: ordered|bool, Tidx: {places} = int32, output_type: {results} = int64)"
         " -> (output: output_type)",
         shape=_without_axis,
         gradient=NOT_DIFFERENTIABLE,
-        kernel=lambda xp, x, axis, *, output_type: getattr(xp, find)(x, axis=int(axis)).astype(output_type.numpy),
+        kernel=kernel,
         host=("dimension",),
         examples=lambda draw: [call(draw.distinct(draw.size(1), draw.size(1)), np.int32(draw.pick([0, 1, -1])))],
     )
@@ -293,7 +299,7 @@ def _scan_examples(draw: Any) -> list[Example]:
 
 
 def _log_scan_examples(draw: Any) -> list[Example]:
-    """The first of an exclusive scan is the lowest number there is: differences can't bear it."""
+    """The first of an exclusive scan is -∞: differences can't bear it."""
     return [example._replace(differences=not example.attrs["exclusive"]) for example in _scan_examples(draw)]
 
 
@@ -370,16 +376,11 @@ def _cumulative_logsumexp_gradient(
 
 
 def _cumulative_logsumexp(xp: Any, x: Any, axis: Any, *, exclusive: bool, reverse: bool) -> Any:
-    """log of the running sum of exp x; what comes before the first term is the lowest number, as in TensorFlow."""
+    """log of the running sum of exp x; that of no terms is -∞."""
     wide = widen(xp, x)
     place = shapes.normalise_axis(int(axis), x.ndim)
-    lowest = float(np.finfo(wide.dtype).min)
-    y = _scan(xp, wide, place, exclusive, reverse, lowest, lambda v: xp.logaddexp.accumulate(v, axis=place))
-    return xp.maximum(y, _lowest(x.dtype)).astype(x.dtype)
-
-
-def _lowest(kind: Any) -> float:
-    return -65504.0 if kind == np.float16 else float(np.finfo(np.float64 if kind.itemsize == 8 else np.float32).min)
+    y = _scan(xp, wide, place, exclusive, reverse, -np.inf, lambda v: xp.logaddexp.accumulate(v, axis=place))
+    return y.astype(x.dtype)
 
 
 _scan_op("Cumsum", _scan_kernel(0.0, lambda xp, x, axis: xp.cumsum(x, axis=axis)), _cumsum_gradient)

@@ -18,28 +18,21 @@ from gradserve.graph.op import Example, Rule, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import shape_of
 from gradserve.ops.gather import combine
-from gradserve.ops.precision import is_narrow
+from gradserve.ops.precision import highest, is_narrow, lowest
 
 _NEUTRAL = {"add": 0, "multiply": 1}
 
 
-def _neutral(how: str, kind: Any) -> Any:
+def _neutral(how: str, kind: Any, *, finite: bool) -> Any:
     if how in _NEUTRAL:
         return _NEUTRAL[how]
-    if kind.kind in "iu":
-        limits = np.iinfo(kind)
-        return limits.min if how == "maximum" else limits.max
-    return (
-        float(np.finfo(kind).min if how == "maximum" else np.finfo(kind).max)
-        if kind.kind == "f"
-        else (
-            -3.3895313892515355e38 if how == "maximum" else 3.3895313892515355e38  # bfloat16, which finfo lacks
-        )
-    )
+    if finite or kind.kind in "iu":
+        return lowest(kind) if how == "maximum" else highest(kind)
+    return -np.inf if how == "maximum" else np.inf
 
 
 def _segments(xp: Any, how: str, data: Any, ids: Any, count: int, *, drop: bool) -> Any:
-    """Rows of data combined by segment; empty segments hold the neutral element."""
+    """Rows of data combined by segment; empty segments hold the neutral element, a finite one where ids may be dropped."""
     kind = data.dtype
     flat_ids = ids.ravel()
     rows = xp.reshape(data, (flat_ids.shape[0], *data.shape[ids.ndim :]))
@@ -48,7 +41,7 @@ def _segments(xp: Any, how: str, data: Any, ids: Any, count: int, *, drop: bool)
     if drop:  # negative ids fall into one segment more, which is cut off
         refuse_outside(xp.where(flat_ids < 0, 0, flat_ids), max(count, 1), "Segment id")
         flat_ids = xp.where(flat_ids < 0, count, flat_ids)
-    start = xp.full((count + 1, *rows.shape[1:]), _neutral(how, rows.dtype), rows.dtype)
+    start = xp.full((count + 1, *rows.shape[1:]), _neutral(how, rows.dtype, finite=drop), rows.dtype)
     return combine(xp, how, start, flat_ids, rows)[:count].astype(kind)
 
 
@@ -179,7 +172,14 @@ for _name, _kernel, _gradient, _types in (
 
 
 def _unsorted_kernel(how: str) -> Rule:
-    return lambda xp, data, ids, count: _segments(xp, how, data, ids, int(count), drop=True)
+    def kernel(xp: Any, data: Any, ids: Any, count: Any) -> Any:
+        if how == "maximum":  # as in TensorFlow -∞ becomes the lowest number
+            data = xp.maximum(data, xp.asarray(lowest(data.dtype), dtype=data.dtype))
+        elif how == "minimum":
+            data = xp.minimum(data, xp.asarray(highest(data.dtype), dtype=data.dtype))
+        return _segments(xp, how, data, ids, int(count), drop=True)
+
+    return kernel
 
 
 def _unsorted_shape(data: Tensor, ids: Tensor, count: Tensor) -> Shape:

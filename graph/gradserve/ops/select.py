@@ -60,6 +60,14 @@ define(
 )
 
 
+def _clip(xp: Any, t: Any, low: Any, high: Any) -> Any:
+    """NaN stays, and no bound is NaN; of complex numbers each part is clipped by that of the bounds."""
+    if t.dtype.kind == "c":
+        return (_clip(xp, t.real, low.real, high.real) + 1j * _clip(xp, t.imag, low.imag, high.imag)).astype(t.dtype)
+    below = xp.where(t > high, high, t)
+    return xp.where(below < low, low, below)
+
+
 def _clip_gradient(dy: Tensor, y: Tensor, t: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """t's inside of the bounds and on them; outside it is the bound's."""
     below, above = raw.Less(t, low), raw.Greater(t, high)
@@ -77,7 +85,7 @@ define(
     "ClipByValue(t: T, clip_value_min: T, clip_value_max: T; T: number) -> (output: T)",
     shape=lambda t, low, high: t.shape,
     gradient=_clip_gradient,
-    kernel=lambda xp, t, low, high: xp.maximum(xp.minimum(t, high), low),
+    kernel=_clip,
     broadcasts=True,
     examples=_clip_examples,
 )

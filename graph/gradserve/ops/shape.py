@@ -283,11 +283,14 @@ def _linspace_gradient(dy: Tensor, y: Tensor, start: Tensor, stop: Tensor, num: 
 
 
 def _linspace(xp: Any, start: Any, stop: Any, num: Any) -> Any:
+    """start + i step, as rounded as TensorFlow's, and stop itself at the end."""
     count = int(num)
     if count < 1:
         raise InvalidArgument(f"LinSpace needs at least 1 element, not {count}.", num=count)
-    t = xp.asarray((np.arange(count) / max(count - 1, 1)).astype(start.dtype))
-    return start * (1 - t) + stop * t
+    numbers = xp.asarray(np.arange(count).astype(start.dtype))
+    step = (stop - start) / start.dtype.type(max(count - 1, 1))
+    inner = xp.where(numbers == 0, start, start + step * numbers)
+    return xp.where((numbers > 0) & (numbers == count - 1), stop, inner).astype(start.dtype)
 
 
 define(

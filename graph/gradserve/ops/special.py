@@ -51,8 +51,16 @@ _special("Erf",     "erf",        lambda dy, y, x: dy * (2 / math.sqrt(math.pi))
 _special("Erfc",    "erfc",       lambda dy, y, x: dy * (-2 / math.sqrt(math.pi)) * raw.Exp(-raw.Square(x)))
 _special("Erfinv",  "erfinv",     lambda dy, y, x: dy * (math.sqrt(math.pi) / 2) * raw.Exp(raw.Square(y)), domain="unit")
 _special("Ndtri",   "ndtri",      lambda dy, y, x: dy * math.sqrt(2 * math.pi) * raw.Exp(raw.Square(y) * 0.5), domain="fraction")
-_special("Lgamma",  "gammaln",    lambda dy, y, x: dy * raw.Digamma(x), domain="positive")
 # fmt: on
+
+
+def _lgamma(xp: Any, x: Any) -> Any:
+    """log |Γ(x)|, which SciPy has as -∞ at -∞, but C as ∞."""
+    return xp.where(xp.isinf(x), xp.abs(x), _log_gamma(xp, x))
+
+
+_log_gamma = _function("gammaln")
+unary("Lgamma", _lgamma, lambda dy, y, x: dy * raw.Digamma(x), types="floating", domain="positive")
 
 
 def _digamma_gradient(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import raw
 from gradserve.graph.shapes import Dimension
 from gradserve.graph.symbolic import concat, part, product
+from gradserve.ops.precision import lowest
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,31 @@ def pieces(xp: Any, x: Any, windows: Sequence[Axis], fill: Any = 0) -> Iterator[
     pads = [(window.before, window.after) for window in windows]
     padded = xp.pad(x, pads, constant_values=fill) if any(sum(pad) for pad in pads) else x
     return (padded[_slices(windows, position)] for position in positions(windows))
+
+
+def largest(xp: Any, seen: Iterable[Any], kind: Any) -> Any:
+    """The largest of what windows see, entry by entry: NaN is none, and -∞ the lowest finite number, as in TensorFlow."""
+    total = xp.asarray(lowest(kind), dtype=kind)
+    for piece in seen:
+        total = xp.fmax(total, piece)
+    return total
+
+
+def hits(xp: Any, seen: Iterable[Any], best: Any, inside: Iterable[Any] | None = None) -> Iterator[Any]:
+    """For each position inside of the window: where it holds the first of the largest entries, which are `best`.
+
+    `inside` says of each piece where it lies inside of the image: the padding holds no entry.
+    """
+    least = xp.asarray(lowest(best.dtype), dtype=best.dtype)
+    taken: Any = None
+    for piece, real in zip(seen, inside or itertools.repeat(True), strict=False):
+        hit = xp.fmax(piece, least) == best
+        if real is not True:
+            hit = hit & xp.asarray(real)
+        if taken is not None:
+            hit = hit & ~taken
+        taken = hit if taken is None else taken | hit
+        yield hit
 
 
 def put_back(xp: Any, parts: Iterable[Any], windows: Sequence[Axis], shape: Sequence[int], dtype: Any) -> Any:
