@@ -66,3 +66,13 @@ def test_a_wide_beam_adds_up_every_path() -> None:
 def test_more_paths_than_the_beam_holds_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="beam of 1"):
         _run("CTCBeamSearchDecoder", _best(0), np.array([1], np.int32), beam_width=1, top_paths=2)
+
+
+def test_a_narrow_beam_drops_and_takes_up_prefixes_in_the_middle_of_a_step() -> None:
+    # TensorFlow 2.21's answer: what comes back into the beam within a step has lost the chances that it had.
+    logits = np.array([[0.3, 0.8, 0.3], [-1.3, 0.9, 0.4], [-0.5, 0.6, 0.4]])[:, None]
+    found = _run(
+        "CTCBeamSearchDecoder", logits, np.array([3], np.int32), beam_width=2, top_paths=2, merge_repeated=False
+    )
+    assert [values.tolist() for values in found[2:4]] == [[1], [0, 1]]
+    np.testing.assert_allclose(found[-1], [[-1.261816, -2.0032237]], rtol=1e-6)

@@ -5,8 +5,10 @@ Inputs are logits [steps, batch, classes]; blanks part repeated labels. Decoded 
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -77,33 +79,99 @@ define(
 # Beam search
 
 
-def _beams(steps: Array, width: int) -> list[tuple[float, Prefix]]:
-    """The best prefixes with their log probabilities: those that end in a blank and those that don't are kept apart.
+class _Chance(NamedTuple):
+    """Log probabilities of a prefix: that a blank was the last class read, that its last label was, and that either."""
 
-    TensorFlow drops and takes up prefixes in the middle of a step, so where the beam is narrow its scores can differ.
+    ended: float
+    open: float
+    total: float
+
+
+_NONE = _Chance(-math.inf, -math.inf, -math.inf)
+
+
+def _either(a: float, b: float) -> float:
+    """log(exp a + exp b)."""
+    high, low = (a, b) if a > b else (b, a)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+class _Prefix:
+    """Labels read so far, as a node of a tree: its last label below what comes before.
+
+    `before` and `now` are its chances after the step before and after this one, none where it is not in the beam.
     """
-    blank = steps.shape[1] - 1
-    nothing = -np.inf
-    beam: dict[Prefix, tuple[float, float]] = {(): (0.0, nothing)}
-    for scores in steps:
-        grown: dict[Prefix, list[float]] = {}
 
-        def add(prefix: Prefix, kind: int, score: float, grown: dict[Prefix, list[float]] = grown) -> None:
-            held = grown.setdefault(prefix, [nothing, nothing])
-            held[kind] = float(np.logaddexp(held[kind], score))
+    __slots__ = ("before", "children", "label", "now", "parent")
 
-        for prefix, (ended, open_) in beam.items():
-            total = float(np.logaddexp(ended, open_))
-            add(prefix, 0, total + float(scores[blank]))
-            if prefix:
-                add(prefix, 1, open_ + float(scores[prefix[-1]]))
-            for label in range(blank):
-                repeats = bool(prefix) and prefix[-1] == label
-                add((*prefix, label), 1, (ended if repeats else total) + float(scores[label]))
-        best = sorted(grown.items(), key=lambda entry: -np.logaddexp(entry[1][0], entry[1][1]))[:width]
-        beam = {prefix: (ended, open_) for prefix, (ended, open_) in best}
-    found = [(float(np.logaddexp(*pair)), prefix) for prefix, pair in beam.items()]
-    return sorted(found, key=lambda entry: -entry[0])
+    def __init__(self, parent: _Prefix | None, label: int) -> None:
+        self.parent = parent
+        self.label = label
+        self.children: dict[int, _Prefix] = {}
+        self.before = self.now = _NONE
+
+    def labels(self) -> Prefix:
+        return () if self.parent is None else (*self.parent.labels(), self.label)
+
+    def onwards(self, label: int) -> float:
+        """The chance that the step before leads to this label behind: a label that repeats needs a blank between."""
+        return self.before.ended if label == self.label else self.before.total
+
+
+def _lengthened(beam: list[_Prefix], scores: list[float]) -> None:
+    """One more step of the prefixes in the beam: a blank, the last label once more, or the last label at last."""
+    for prefix in beam:
+        prefix.before = prefix.now
+    for prefix in beam:
+        ended, read = prefix.before.total + scores[-1], -math.inf
+        if prefix.parent is not None:
+            there = prefix.parent.now is not _NONE
+            read = _either(prefix.before.open, prefix.parent.onwards(prefix.label) if there else -math.inf)
+            read += scores[prefix.label]
+        prefix.now = _Chance(ended, read, _either(ended, read))
+
+
+def _grown(beam: list[_Prefix], scores: list[float], width: int) -> list[_Prefix]:
+    """The beam with its prefixes' children, which one after another take the place of the worst in it, best first.
+
+    As in TensorFlow a prefix that loses its place may come back as a child of another within the step, without what
+    it had, and has no children any more where it does not.
+    """
+    numbers = itertools.count()
+    held = [(prefix.now.total, next(numbers), prefix) for prefix in beam]
+    heapq.heapify(held)
+
+    def fits(total: float) -> bool:
+        return total > (held[0][0] if len(held) == width else -math.inf)
+
+    for prefix in beam:
+        if not fits(prefix.before.total):
+            continue
+        for label in range(len(scores) - 1):
+            child = prefix.children.setdefault(label, _Prefix(prefix, label))
+            if child.now is not _NONE:
+                continue
+            read = scores[label] + prefix.onwards(label)
+            if not fits(read):
+                child.before = _NONE
+                continue
+            child.now = _Chance(-math.inf, read, read)
+            if len(held) < width:
+                heapq.heappush(held, (read, next(numbers), child))
+            else:
+                heapq.heapreplace(held, (read, next(numbers), child))[2].now = _NONE
+    return [prefix for _, _, prefix in sorted(held, key=lambda entry: -entry[0])]
+
+
+def _beams(steps: Array, width: int) -> list[tuple[float, Prefix]]:
+    """The best prefixes with their log probabilities, best first."""
+    root = _Prefix(None, -1)
+    root.now = _Chance(0.0, -math.inf, 0.0)
+    beam = [root]
+    for scores in steps.tolist():
+        _lengthened(beam, scores)
+        beam = _grown(beam, scores, width)
+    return [(prefix.now.total, prefix.labels()) for prefix in beam]
 
 
 def _beam_search(
