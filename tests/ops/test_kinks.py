@@ -11,6 +11,7 @@ import pytest
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
 from gradserve.errors import InvalidArgument, NoGradient
+from gradserve.graph.dtypes import as_dtype
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
 from tests.ops.differences import run
@@ -277,3 +278,15 @@ def test_classes_without_a_finite_logit_are_not_drawn() -> None:
     logits = np.array([[NAN, 1, -INFINITY, 2]])
     drawn = _values(lambda x: raw.Multinomial(x, np.int32(50), seed=1, seed2=2), logits)[0]
     assert set(drawn) == {1, 3}
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "bfloat16"])
+def test_nan_is_like_nothing_else(kind: str) -> None:
+    x = np.array([NAN, 1, NAN, 0, 1]).astype(as_dtype(kind).numpy)
+    assert _values(lambda x: raw.Unique.outputs(x)[1], x) == [0, 1, 2, 3, 1]
+    assert _values(lambda x: raw.UniqueV2.outputs(x, np.array([0], np.int32))[1], x[:, None]) == [0, 1, 2, 3, 1]
+
+
+def test_what_lies_outside_of_a_tridiagonal_matrix_does_not_count() -> None:
+    above, main, below = np.array([[[2, NAN]], [[1, 1]], [[INFINITY, 3]]])
+    assert _values(raw.TridiagonalMatMul, above, main, below, np.array([[1.0], [10.0]])) == [[21], [13]]

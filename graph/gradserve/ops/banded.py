@@ -118,11 +118,12 @@ define(
 
 
 def _tridiagonal_product(xp: Any, above: Any, main: Any, below: Any, x: Any) -> Any:
+    """The last entry above and the first below lie outside of the matrix: they may be anything, NaN too."""
     edge = xp.zeros_like(x[..., :1, :])
-    after = xp.concatenate([x[..., 1:, :], edge], axis=-2)
-    before = xp.concatenate([edge, x[..., :-1, :]], axis=-2)
     column = [xp.swapaxes(diagonal, -1, -2) for diagonal in (above, main, below)]
-    return column[0] * after + column[1] * x + column[2] * before
+    after = xp.concatenate([column[0][..., :-1, :] * x[..., 1:, :], edge], axis=-2)
+    before = xp.concatenate([edge, column[2][..., 1:, :] * x[..., :-1, :]], axis=-2)
+    return after + column[1] * x + before
 
 
 def _product_gradient(

@@ -12,6 +12,7 @@ from gradserve.graph.graph import IndexedSlices, Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, Rule, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import concat, count_up, part, product, rank_of, shape_of
+from gradserve.ops.precision import widen
 
 
 def sparse_gradient(dy: Tensor, params: Tensor, indices: Tensor, shape: Any) -> IndexedSlices:
@@ -394,12 +395,17 @@ define(
 
 
 def _unique(x: Any, kind: Any) -> tuple[Any, Any, Any]:
-    """Entries in the order in which they first occur, the place of each entry of x among them, and their counts."""
-    values, first, inverse, counts = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+    """Entries in the order in which they first occur, the place of each entry of x among them, and their counts.
+
+    NaN equals nothing.
+    """
+    _, first, inverse, counts = np.unique(
+        widen(np, x), return_index=True, return_inverse=True, return_counts=True, equal_nan=False
+    )
     order = np.argsort(first, kind="stable")
     rank = np.empty(len(order), kind)
     rank[order] = np.arange(len(order))
-    return values[order], rank[inverse.reshape(-1)], counts[order].astype(kind)
+    return x[first[order]], rank[inverse.reshape(-1)], counts[order].astype(kind)
 
 
 define(

@@ -152,7 +152,11 @@ def _distinct(x: Any, axis: Any, kind: Any) -> tuple[Any, Any, Any]:
     place = shapes.normalise_axis(int(given[0]), x.ndim) if given.size else 0
     rows = np.moveaxis(x, place, 0)
     numbers: dict[Any, int] = {}
-    inverse = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in _keys(rows)], kind)
+    keys = [row.tobytes() for row in _keys(rows)]
+    if rows.dtype.kind in "fVc":  # NaN equals nothing
+        alone = np.isnan(rows).reshape(len(rows), -1).any(1)
+        keys = [object() if nan else key for key, nan in zip(keys, alone, strict=True)]
+    inverse = np.array([numbers.setdefault(key, len(numbers)) for key in keys], kind)
     first = np.unique(inverse, return_index=True)[1] if len(inverse) else np.zeros(0, np.int64)
     counts = np.bincount(inverse, minlength=len(numbers)).astype(kind)
     return np.moveaxis(rows[first], 0, place), inverse, counts
