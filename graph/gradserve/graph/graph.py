@@ -483,10 +483,9 @@ class Graph:
         device = "" if self._device is _ANYWHERE else str(self._device)
         if self._colocation:
             complete["_class"] = [f"loc:@{group}" for node in self._colocation for group in node.colocation_groups]
-        node = Node(
-            self, self.unique_name(name or definition.name), definition.name, definition, tuple(tensors), complete,
-            self._controls, device,
-        )  # fmt: skip
+        # TensorFlow takes no name that begins with an underscore, as some op types do.
+        unique = self.unique_name(name or definition.name.lstrip("_"))
+        node = Node(self, unique, definition.name, definition, tuple(tensors), complete, self._controls, device)
         return self.append(node)
 
     def append(self, node: Node) -> Node:

@@ -429,14 +429,29 @@ define(
 )
 
 
+def _skipped(mode: str) -> int:
+    """How many entries at an edge have no mirror image."""
+    return 1 if mode == "REFLECT" else 0
+
+
 def _mirror_pad(xp: Any, x: Any, paddings: Any, *, mode: str) -> Any:
-    return xp.pad(x, _widths(paddings), mode=mode.lower())
+    for axis, widths in enumerate(_widths(paddings)):
+        size = x.shape[axis]
+        if not any(widths):
+            continue
+        if max(widths) > size - _skipped(mode):
+            raise InvalidArgument(f"An axis of {size} can't be padded by {max(widths)} in mode {mode}.", axis=axis)
+        source = np.pad(np.arange(size), widths, mode="reflect" if mode == "REFLECT" else "symmetric")
+        x = xp.take(x, source, axis=axis)
+    return x
 
 
 def _mirror_fold(xp: Any, dy: Any, paddings: Any, *, mode: str) -> Any:
     """The transpose of MirrorPad: what lies in the margins is added to where it came from."""
-    skip = 1 if mode == "REFLECT" else 0
+    skip = _skipped(mode)
     for axis, (before, after) in enumerate(_widths(paddings)):
+        if not before and not after:
+            continue
         size = dy.shape[axis] - before - after
 
         def along(start: int, stop: int, dy: Any = dy, axis: int = axis) -> Any:

@@ -12,9 +12,10 @@ import numpy as np
 
 from gradserve.errors import InvalidArgument
 from gradserve.graph import shapes
-from gradserve.graph.graph import Tensor
+from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
+from gradserve.ops.composites import composite
 from gradserve.ops.precision import widen
 
 _LAST = np.int32(-1)
@@ -217,3 +218,21 @@ define(
         call(draw.normal(*draw.shape(0, 1), draw.size(1, 3), 2, 3).astype(np.float32), np.float32(1.7), step=0.1)
     ],
 )
+
+
+def _clipped_contrast(ops: Any, x: Any, factor: Any, least: Any, most: Any, *, node: Node) -> Any:
+    """As AdjustContrastv2, of any real images, between bounds."""
+    images = ops.Cast(x, DstT="float32")
+    mean = ops.Mean(images, np.array([-3, -2], np.int32), keep_dims=True)
+    return ops.Minimum(ops.Maximum((images - mean) * factor + mean, least), most)
+
+
+composite(
+    "AdjustContrast(images: T, contrast_factor: float32, min_value: float32, max_value: float32;"
+    " T: float32|float64|int8|int16|int32|int64|uint8) -> (output: float32)",
+    _clipped_contrast,
+    examples=lambda draw: [
+        call(draw.normal(*draw.shape(0, 1), 2, 2, 3).astype(np.float32), np.float32(1.7), np.float32(-9), np.float32(9),
+             step=0.1, order=1)
+    ],
+)  # fmt: skip
