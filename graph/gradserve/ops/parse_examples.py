@@ -24,7 +24,7 @@ from gradserve.ops.strings import encoded, texts
 Array = np.ndarray[Any, Any]
 Values = list[Any]
 
-_KINDS = {1: "string", 2: "float32", 3: "int64"}
+KINDS = {1: "string", 2: "float32", 3: "int64"}
 _SIGNED = 1 << 63
 
 # Messages
@@ -58,8 +58,8 @@ def _strings(way: int, value: int | bytes) -> Values:
 _READERS = {1: _strings, 2: _floats, 3: _integers}
 
 
-def _feature(text: bytes) -> tuple[int, Values] | None:
-    """Its kind (as in `_KINDS`) and its values; None where it is empty."""
+def read_feature(text: bytes) -> tuple[int, Values] | None:
+    """Its kind (as in `KINDS`) and its values; None where it is empty."""
     found = None
     for kind, _, entries in fields(text):
         if kind in _READERS and isinstance(entries, bytes):
@@ -67,17 +67,17 @@ def _feature(text: bytes) -> tuple[int, Values] | None:
     return found
 
 
-def _parts(text: bytes, number: int) -> list[bytes]:
+def parts(text: bytes, number: int) -> list[bytes]:
     return [value for field, _, value in fields(text) if field == number and isinstance(value, bytes)]
 
 
 def _features(text: bytes) -> dict[bytes, bytes]:
     """Each feature by its name, still serialised; of several with one name the last counts."""
-    entries = [entry for features in _parts(text, 1) for entry in _parts(features, 1)]
-    return {b"".join(_parts(entry, 1)): b"".join(_parts(entry, 2)) for entry in entries}
+    entries = [entry for features in parts(text, 1) for entry in parts(features, 1)]
+    return {b"".join(parts(entry, 1)): b"".join(parts(entry, 2)) for entry in entries}
 
 
-class _Examples:
+class Examples:
     """Serialised examples [batch], or a single one."""
 
     def __init__(self, serialised: Any, names: Any, node: Node) -> None:
@@ -101,9 +101,9 @@ class _Examples:
         """Of each example; None where it lacks the feature."""
         found: list[Values | None] = []
         for row, features in enumerate(self._rows):
-            feature = _feature(features[key]) if key in features else None
-            if feature is not None and _KINDS[feature[0]] != kind.name:
-                raise self.error(row, f"has values of {_KINDS[feature[0]]} for {key!r}, which must be {kind.name}.")
+            feature = read_feature(features[key]) if key in features else None
+            if feature is not None and KINDS[feature[0]] != kind.name:
+                raise self.error(row, f"has values of {KINDS[feature[0]]} for {key!r}, which must be {kind.name}.")
             found.append(None if feature is None else feature[1])
         return found
 
@@ -115,26 +115,26 @@ def _array(values: Values, kind: DType) -> Array:
     return texts(*values) if kind.kind == "s" else np.array(values, kind.numpy)
 
 
-def _joined(rows: list[Values], kind: DType) -> Array:
+def joined(rows: list[Values], kind: DType) -> Array:
     return _array([value for row in rows for value in row], kind)
 
 
-def _sparse(examples: _Examples, key: bytes, kind: DType) -> tuple[Array, Array, Array]:
+def sparse_of(examples: Examples, key: bytes, kind: DType) -> tuple[Array, Array, Array]:
     rows = [row or [] for row in examples.values(key, kind)]
     at = [(number, place) for number, row in enumerate(rows) for place in range(len(row))]
     shape = [len(rows), max(map(len, rows), default=0)]
     first = 1 if examples.single else 0
     indices = np.array(at, np.int64).reshape(-1, 2)[:, first:]
-    return indices, _joined(rows, kind), np.array(shape[first:], np.int64)
+    return indices, joined(rows, kind), np.array(shape[first:], np.int64)
 
 
-def _ragged(examples: _Examples, key: bytes, kind: DType, splits: DType) -> tuple[Array, Array]:
+def ragged_of(examples: Examples, key: bytes, kind: DType, splits: DType) -> tuple[Array, Array]:
     rows = [row or [] for row in examples.values(key, kind)]
     ends = [] if examples.single else np.cumsum([0, *map(len, rows)])
-    return _joined(rows, kind), np.array(ends, splits.numpy)
+    return joined(rows, kind), np.array(ends, splits.numpy)
 
 
-def _dense(examples: _Examples, key: bytes, kind: DType, shape: Shape, default: Any) -> Array:
+def dense_of(examples: Examples, key: bytes, kind: DType, shape: Shape, default: Any) -> Array:
     """[batch, *shape], or the shape alone of a single example."""
     sizes = tuple(shape or ())
     if any(size is None for size in sizes[1:]):
@@ -152,11 +152,11 @@ def _dense(examples: _Examples, key: bytes, kind: DType, shape: Shape, default: 
         if row is not None and len(row) != count:
             raise examples.error(number, f"has {len(row)} values for {key!r}, which takes {count}.")
         whole.append(fill if row is None else row)
-    return _joined(whole, kind).reshape(*([] if examples.single else [len(rows)]), *(size or 0 for size in sizes))
+    return joined(whole, kind).reshape(*([] if examples.single else [len(rows)]), *(size or 0 for size in sizes))
 
 
 def _padded(
-    examples: _Examples, key: bytes, kind: DType, form: tuple[int, Any], rows: list[Values], fill: Values
+    examples: Examples, key: bytes, kind: DType, form: tuple[int, Any], rows: list[Values], fill: Values
 ) -> Array:
     """Short examples are filled up to the longest."""
     stride, inner = form
@@ -166,7 +166,7 @@ def _padded(
     longest = max(map(len, rows), default=0)
     if len(fill) != 1 and not examples.single:
         raise InvalidArgument(f"The feature {key!r} is padded: its default must be one value, not {len(fill)}.")
-    whole = _joined([row + fill * (longest - len(row)) for row in rows], kind)
+    whole = joined([row + fill * (longest - len(row)) for row in rows], kind)
     return whole.reshape(*([] if examples.single else [len(rows)]), longest // max(stride, 1), *inner)
 
 
@@ -174,19 +174,19 @@ def _padded(
 
 
 def _parsed(
-    examples: _Examples, sparse: Sequence[tuple[bytes, DType]], dense: Sequence[tuple[bytes, DType, Shape, Any]],
+    examples: Examples, sparse: Sequence[tuple[bytes, DType]], dense: Sequence[tuple[bytes, DType, Shape, Any]],
     ragged: Sequence[tuple[bytes, DType, DType]] = (),
 ) -> list[Array]:  # fmt: skip
-    columns = [_sparse(examples, *entry) for entry in sparse]
-    rows = [_ragged(examples, *entry) for entry in ragged]
+    columns = [sparse_of(examples, *entry) for entry in sparse]
+    rows = [ragged_of(examples, *entry) for entry in ragged]
     return [
         *(column[part] for part in range(3) for column in columns),
-        *(_dense(examples, *entry) for entry in dense),
+        *(dense_of(examples, *entry) for entry in dense),
         *(row[part] for part in range(2) for row in rows),
     ]
 
 
-def _keys(keys: Any) -> list[bytes]:
+def texts_of(keys: Any) -> list[bytes]:
     return [np.asarray(key, object).item() for key in keys]
 
 
@@ -194,9 +194,9 @@ def _batch(
     xp: Any, serialised: Any, names: Any, sparse: Any, dense: Any, defaults: list[Any], *, sparse_types: list[DType],
     Tdense: list[DType], dense_shapes: list[Shape], node: Node,
 ) -> list[Array]:  # fmt: skip
-    wanted = zip(_keys(dense), Tdense, dense_shapes, defaults, strict=True)
-    examples = _Examples(serialised, names, node)
-    return _parsed(examples, list(zip(_keys(sparse), sparse_types, strict=True)), list(wanted))
+    wanted = zip(texts_of(dense), Tdense, dense_shapes, defaults, strict=True)
+    examples = Examples(serialised, names, node)
+    return _parsed(examples, list(zip(texts_of(sparse), sparse_types, strict=True)), list(wanted))
 
 
 def _batch_with_ragged(
@@ -205,10 +205,10 @@ def _batch_with_ragged(
     ragged_split_types: list[DType], node: Node,
 ) -> list[Array]:  # fmt: skip
     return _parsed(
-        _Examples(serialised, names, node),
-        list(zip(_keys(sparse), sparse_types, strict=True)),
-        list(zip(_keys(dense), Tdense, dense_shapes, defaults, strict=True)),
-        list(zip(_keys(ragged), ragged_value_types, ragged_split_types, strict=True)),
+        Examples(serialised, names, node),
+        list(zip(texts_of(sparse), sparse_types, strict=True)),
+        list(zip(texts_of(dense), Tdense, dense_shapes, defaults, strict=True)),
+        list(zip(texts_of(ragged), ragged_value_types, ragged_split_types, strict=True)),
     )
 
 
@@ -217,7 +217,7 @@ def _single(
     sparse_types: list[DType], Tdense: list[DType], dense_shapes: list[Shape], node: Node,
 ) -> list[Array]:  # fmt: skip
     return _parsed(
-        _Examples(serialised, [], node),
+        Examples(serialised, [], node),
         list(zip(map(encoded, sparse_keys), sparse_types, strict=True)),
         list(zip(map(encoded, dense_keys), Tdense, dense_shapes, defaults, strict=True)),
     )
