@@ -85,7 +85,8 @@ _HEXADECIMAL = re.compile(rb"[+-]?0x[0-9a-f]+(\.[0-9a-f]*)?(p[+-]?\d+)?\Z", re.I
 _INTEGER = re.compile(rb"[+-]?\d+\Z")
 
 
-def _number(text: bytes, kind: DType) -> Any:
+def number_of(text: bytes, kind: DType) -> Any:
+    """The number that a text is, as C's strtol and strtod read it. Raises InvalidArgument."""
     trimmed = text.strip()
     if kind.is_floating and _DECIMAL.match(trimmed):
         return float(trimmed)
@@ -100,7 +101,7 @@ def _number(text: bytes, kind: DType) -> Any:
 
 def _to_number(xp: Any, x: Any, *, out_type: DType) -> Array:
     with np.errstate(over="ignore"):
-        values = [_number(text, out_type) for text in x.reshape(-1)]
+        values = [number_of(text, out_type) for text in x.reshape(-1)]
         if out_type.is_integer:
             return np.array(values, out_type.numpy).reshape(x.shape)
         return np.array(values, np.float64).astype(out_type.numpy).reshape(x.shape)
