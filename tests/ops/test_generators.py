@@ -51,6 +51,14 @@ def test_numbers_move_the_counter_on(
     assert words == [5 + 3 * 256, 7, 11]
 
 
+def test_binomial_numbers_take_as_many_as_tensorflow_sets_aside() -> None:
+    counts, chances = np.array([5.0, 60.0, 100.0]), np.array([0.3, 0.4, 0.9])
+    size = np.array([4, 3], np.int32)
+    value, words = _run(reference.compile, "StatefulRandomBinomial", [5, 0, 7], _PHILOX, size, counts, chances)
+    assert value.tolist() == [[3, 25, 89], [1, 19, 85], [1, 21, 88], [2, 27, 87]]
+    assert words == [268805, 0, 7]
+
+
 def test_what_is_skipped_carries_over() -> None:
     value, words = _run(reference.compile, "RngReadAndSkip", [-2, 7, 11], np.int32(1), np.uint64(3))
     assert value.tolist() == [-2, 7, 11]

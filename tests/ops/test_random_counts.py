@@ -69,6 +69,28 @@ def test_sampled_classes_go_on_where_the_last_step_stopped(name: str, expected: 
     assert [np.asarray(compiled([], state)[0]).tolist() for _ in range(3)] == expected
 
 
+def test_classes_are_drawn_by_their_weights() -> None:
+    attrs = {"num_true": 1, "num_sampled": 6, "unique": False, "range_max": 5, "seed": 3, "seed2": 5}
+    weights = {"unigrams": [3.0, 1.0, 4.0, 5.0], "num_reserved_ids": 1, "distortion": 0.5}
+    with Graph().as_default():
+        outputs = raw.FixedUnigramCandidateSampler.outputs(np.array([[0], [3]]), **attrs, **weights)
+        sampled, of_true, of_sampled = run(outputs, [], [])
+    # TensorFlow 2.21's answer; 6 times the root of 3 over the sum of all roots is 1.4915.
+    assert sampled.tolist() == [3, 2, 4, 1, 1, 1]
+    np.testing.assert_allclose(of_true, [[0], [1.7221291]], rtol=1e-6)
+    np.testing.assert_allclose(
+        of_sampled, [1.7221291, 0.8610646, 1.9253988, 1.4914076, 1.4914076, 1.4914076], rtol=1e-6
+    )
+
+
+def test_sobols_sequence_begins_behind_the_origin() -> None:
+    with Graph().as_default():
+        points = [raw.SobolSample(np.int32(2), np.int32(3), np.int32(skip)) for skip in (0, 2)]
+        found, behind = run(points, [], [])
+    assert found.tolist() == [[0.5, 0.5], [0.75, 0.25], [0.25, 0.75]]
+    assert behind[0].tolist() == found[2].tolist()
+
+
 def test_parameters_that_do_not_end_the_shape_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="no last part of the shape"):
         _numbers("StatelessRandomPoisson", _SIZE, [1.0, 2.0], dtype="int64")

@@ -24,7 +24,7 @@ _PHILOX, _AUTOMATIC = 1, 3
 _WORD = 2**64 - 1
 
 
-def _taken(handle: Any, algorithm: Any, count: int, node: Node, state: Any) -> Array:
+def taken(handle: Any, algorithm: Any, count: int, node: Node, state: Any) -> Array:
     """The words of the generator as they were; in the variable its counter is moved on by `count` numbers."""
     if int(algorithm) not in (_PHILOX, _AUTOMATIC):
         raise InvalidArgument(f"{node.name}: the algorithm must be {_PHILOX} (Philox), and is {int(algorithm)}.")
@@ -43,7 +43,7 @@ def _sizes(shape: Any) -> tuple[int, ...]:
 
 
 def _generator(handle: Any, algorithm: Any, sizes: tuple[int, ...], node: Node, state: Any) -> Philox:
-    words = _taken(handle, algorithm, math.prod(sizes), node, state).view(np.uint64)
+    words = taken(handle, algorithm, math.prod(sizes), node, state).view(np.uint64)
     return Philox.from_key_counter(words[2:], words[:2])
 
 
@@ -84,11 +84,11 @@ _source("StatefulUniformInt", _integers, "int64", ", minval: dtype, maxval: dtyp
 
 
 def _read_and_skip(xp: Any, handle: Any, alg: Any, delta: Any, *, node: Node, state: Any) -> Any:
-    return _taken(handle, alg, int(delta), node, state)
+    return taken(handle, alg, int(delta), node, state)
 
 
 def _skip(xp: Any, handle: Any, algorithm: Any, delta: Any, *, node: Node, state: Any) -> tuple[()]:
-    _taken(handle, algorithm, int(delta), node, state)
+    taken(handle, algorithm, int(delta), node, state)
     return ()
 
 

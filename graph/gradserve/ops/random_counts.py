@@ -16,6 +16,7 @@ from gradserve.graph import static
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, call, define
 from gradserve.graph.shapes import Shape
+from gradserve.ops.generators import taken
 from gradserve.ops.philox import RESERVED, Philox, Stream
 from gradserve.ops.random import stateful_generator
 
@@ -189,17 +190,35 @@ def _binomial(generator: Philox, number: int, count: float, chance: float) -> fl
     return hits if chance <= 0.5 else count - hits
 
 
-def _stateless_binomial(xp: Any, shape: Any, seed: Any, counts: Any, chances: Any, *, dtype: Any) -> Any:
-    sizes = _sizes(shape)
-    counts, chances = np.broadcast_arrays(counts, chances)
-    samples = _leading(sizes, counts.shape, "StatelessRandomBinomial")
-    generator = Philox.from_stateless_seed(seed)
-    result = np.empty((samples, counts.size), dtype.numpy)
+def _binomial_numbers(
+    generator: Philox, sizes: tuple[int, ...], counts: Array, chances: Array, samples: int, kind: Any
+) -> Array:
+    """Numbers of this shape, which ends with that of the parameters."""
+    result = np.empty((samples, counts.size), kind)
     pairs = zip(counts.astype(np.float64).ravel().tolist(), chances.astype(np.float64).ravel().tolist(), strict=True)
     for column, (count, chance) in enumerate(pairs):
         for row in range(samples):
             result[row, column] = _binomial(generator, column * samples + row, count, chance)
     return result.reshape(sizes)
+
+
+def _stateless_binomial(xp: Any, shape: Any, seed: Any, counts: Any, chances: Any, *, dtype: Any) -> Any:
+    sizes = _sizes(shape)
+    counts, chances = np.broadcast_arrays(counts, chances)
+    samples = _leading(sizes, counts.shape, "StatelessRandomBinomial")
+    generator = Philox.from_stateless_seed(seed)
+    return _binomial_numbers(generator, sizes, counts, chances, samples, dtype.numpy)
+
+
+def _stateful_binomial(
+    xp: Any, handle: Any, algorithm: Any, shape: Any, counts: Any, chances: Any, *, dtype: Any, node: Node, state: Any
+) -> Any:
+    sizes = _sizes(shape)
+    counts, chances = np.broadcast_arrays(counts, chances)
+    samples = _leading(sizes, counts.shape, "StatefulRandomBinomial")
+    words = taken(handle, algorithm, counts.size * 200 * (samples + 3) // 4, node, state).view(np.uint64)
+    generator = Philox.from_key_counter(words[2:], words[:2])
+    return _binomial_numbers(generator, sizes, counts, chances, samples, dtype.numpy)
 
 
 define(
@@ -213,3 +232,14 @@ define(
         for chance in ([0.3, 0.4, 0.9], 0.8)
     ],
 )  # fmt: skip
+define(
+    "StatefulRandomBinomial(resource: resource, algorithm: int64, shape: S, counts: T, probs: T; S: index,"
+    " T: float16|float32|float64|int32|int64 = float64, dtype: float16|float32|float64|int32|int64 = int64)"
+    " -> (output: dtype)",
+    shape=lambda handle, algorithm, shape, *_: static.shape_value(shape),
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=_stateful_binomial,
+    host=("algorithm", "shape"),
+    stateful=True,
+    dynamic=True,
+)
