@@ -34,3 +34,15 @@ def test_a_session_keeps_a_table_from_step_to_step(either: Any) -> None:
     np.testing.assert_array_equal(slices.indices, [2, 0, 2])
     np.testing.assert_array_equal(slices.values, [[8, 10], [0, 2], [8, 10]])
     session.close()
+
+
+def test_a_session_keeps_a_table_that_is_made_of_its_empty_key(either: Any) -> None:
+    with gs.Graph().as_default() as graph:
+        keys = np.array([1, 2]), np.array([3.0, 4.0], np.float32)
+        table = raw.MutableDenseHashTableV2(np.int64(-1), np.int64(-2), key_dtype="int64", value_dtype="float32")
+        fill = raw.LookupTableInsertV2.run(table, *keys)
+        found = raw.LookupTableFindV2(table, np.array([2, 5]), np.float32(9))
+    session = either.session(graph, session_id=f"s{uuid.uuid4().hex}")
+    session.run(targets=fill)
+    assert session.run(fetches=found)[0].tolist() == [4, 9]
+    session.close()

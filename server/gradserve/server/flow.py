@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from gradserve.graph.graph import Node, Tensor
 from gradserve.ops.tables import parts
 from gradserve.server.effects import is_handle
 from gradserve.server.simplify import Work
-from gradserve.workers.segment import Handle, State
+from gradserve.workers.segment import State
 
 LOOPS = frozenset(("While", "StatelessWhile"))
 
@@ -74,9 +72,8 @@ class Flow:
 
 def variable_name(node: Node) -> str | None:
     """The variable whose handle a node makes, None for any other node."""
-    if node.inputs or node.op is None or node.op.kernel is None or not node.op.kernel.wants_state:
+    if node.op is None or node.op.kernel is None or not node.op.kernel.wants_state:
         return None
-    if not node.outputs or not is_handle(node.outputs[0]):
+    if not node.outputs or not is_handle(node.outputs[0]) or any(map(is_handle, node.inputs)):
         return None
-    handle = node.op.kernel.bind(node, node.attrs)(np, state=State())
-    return handle.variable if isinstance(handle, Handle) else None
+    return State().handle(node).variable
