@@ -15,8 +15,8 @@ from gradserve.errors import NoGradient
 from gradserve.graph import dtypes
 from gradserve.graph.graph import FunctionName, Node, Tensor
 from gradserve.graph.inline import CALLS
-from gradserve.graph.old_calls import stateful
 from gradserve.graph.op import raw
+from gradserve.graph.other_calls import stateful
 
 CAPTURES = "_gradserve_captures"
 """The attr of an IdentityN that says how many of its last inputs are there for its gradient function only."""

@@ -22,7 +22,7 @@ from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
 from gradserve.graph.library import Library
 from gradserve.graph.node_checks import FIELDS, check_attrs, check_edges
-from gradserve.graph.old_calls import new_calls
+from gradserve.graph.other_calls import new_calls
 from gradserve.graph.raising import is_back_edge, needs_raising, raise_control_flow
 from gradserve.graph.shapes import Shape
 from gradserve.v1 import graph_pb2, tensor_pb2

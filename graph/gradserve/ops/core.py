@@ -26,6 +26,13 @@ define(
     kernel=lambda xp, *, value: value,
 )
 define(
+    "HostConst(; value: tensor, dtype: type) -> (output: dtype)",
+    shape=lambda *, value: value.shape,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=lambda xp, *, value: value,
+    examples=lambda draw: [call(value=draw.normal(*draw.shape()), dtype="float64")],
+)
+define(
     "Placeholder(; dtype: type, shape: shape = unknown) -> (output: dtype)",
     shape=lambda *, shape: shape,
     gradient=NOT_DIFFERENTIABLE,
@@ -43,6 +50,13 @@ define(
     stateful=True,
     dynamic=True,
     examples=lambda draw: [call()],
+)
+define(
+    "DeviceIndex(; device_names: list(string)) -> (index: int32)",
+    shape=scalar_shape,
+    gradient=NOT_DIFFERENTIABLE,
+    kernel=lambda xp, *, device_names: np.array([*device_names, "CPU"].index("CPU"), np.int32),
+    examples=lambda draw: [call(device_names=["CPU", "GPU"])],
 )
 define("NoOp() -> ()", gradient=NOT_DIFFERENTIABLE, kernel=lambda xp: (), stateful=True)
 define(

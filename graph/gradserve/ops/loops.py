@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidGraph, LimitExceeded
+from gradserve.errors import InvalidArgument, InvalidGraph, LimitExceeded
 from gradserve.graph.functions import FORWARD, Function, Spec, add_function, argument, copy_of, new_body, spec_of
 from gradserve.graph.graph import FunctionName, Node, Tensor
 from gradserve.graph.inline import body_of
@@ -32,6 +32,7 @@ from gradserve.ops.bodies import (
     zeros_for,
 )
 from gradserve.ops.branches import truth
+from gradserve.ops.recurrence import through
 
 ROUNDS = "_gradserve_rounds"
 """The attr of a loop that counts its rounds: the place of the count among its outputs."""
@@ -240,3 +241,69 @@ for _name in ("While", "StatelessWhile"):
         stateful=not _name.startswith("Stateless"),
         dynamic=True,
     )
+
+# For: the body gets the number of the round, which counts from start by delta to limit
+
+
+def _for_specs(node: Node) -> list[Spec]:
+    """What is known of the loop variables in every round, the number of the round first."""
+    specs = [spec_of(tensor) for tensor in (node.inputs[0], *node.inputs[3:])]
+    while True:
+        found = output_shapes(node, node.attrs["body"], specs)
+        if found is None:
+            return [specs[0], *(spec._replace(shape=None) for spec in specs[1:])]
+        wider = [spec._replace(shape=widen(spec.shape, shape)) for spec, shape in zip(specs[1:], found, strict=True)]
+        if wider == specs[1:]:
+            return specs
+        specs = [specs[0], *wider]
+
+
+def _for_kernel(
+    xp: Any, start: Any, limit: Any, delta: Any, inputs: Sequence[Any], *, node: Node, state: Any, call: Call
+) -> list[Any]:
+    if not int(delta):
+        raise InvalidArgument(f"{node.name}: delta is 0.", node=node.name)
+    rounds = range(int(start), int(limit), int(delta))
+    if len(rounds) > MOST_ROUNDS:
+        raise LimitExceeded(f"{node.name}: {len(rounds):,} rounds are more than {MOST_ROUNDS:,}.", node=node.name)
+    body = body_of(node.graph, node.attrs["body"], _for_specs(node))
+    values = list(inputs)
+    for number in rounds:
+        values = call(body, [np.int32(number), *values], state)
+    return values
+
+
+def _for_gradient(*values: Any, node: Node, sweep: Any) -> list[Any]:
+    """That of the While that does the same."""
+    dys, _, *inputs = values
+
+    def rounds(start: Tensor, limit: Tensor, delta: Tensor, *variables: Tensor) -> list[Tensor]:
+        graph, specs = node.graph, _for_specs(node)
+        kinds = [specs[0], specs[0], specs[0], *specs[1:]]
+        with new_body(graph).as_default():
+            arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(kinds)]
+            place, last, step = arguments[:3]
+            found = raw.PartitionedCall.outputs(
+                [place, *arguments[3:]], f=node.attrs["body"], Tout=[spec.dtype for spec in specs[1:]]
+            )
+            body = add_function(graph, f"{node.name}_body", arguments, [place + step, last, step, *found])
+        with new_body(graph).as_default():
+            arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(kinds)]
+            place, last, step = arguments[:3]
+            on = raw.Less(place * raw.Sign(step), last * raw.Sign(step))
+            condition = add_function(graph, f"{node.name}_cond", arguments, [on])
+        loop = raw.While.outputs([start, limit, delta, *variables], cond=condition, body=body)
+        return list(loop[3:])
+
+    found = through(rounds, dys, [*inputs[:3], *inputs[3]], sweep)
+    return [*found[:3], found[3:]]
+
+
+define(
+    "For(start: int32, limit: int32, delta: int32, input: T; T: list(type), body: func) -> (output: T)",
+    shape=lambda start, limit, delta, inputs, *, node: [spec.shape for spec in _for_specs(node)[1:]],
+    gradient=_for_gradient,
+    kernel=_for_kernel,
+    stateful=True,
+    dynamic=True,
+)

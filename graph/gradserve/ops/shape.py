@@ -387,3 +387,15 @@ define(
     kernel=lambda xp: (),
     stateful=True,
 )
+for _name, _inputs, _outputs, _attrs, _given in (
+    ("_ArrayToList", "input: N * T", "output: out_types", "T: type, N: int, out_types: list(type)",
+     {"out_types": ["float64", "float64"]}),
+    ("_ListToArray", "input: Tin", "output: N * T", "Tin: list(type), T: type, N: int", {"T": "float64", "N": 2}),
+):  # fmt: skip
+    define(
+        f"{_name}({_inputs}; {_attrs}) -> ({_outputs})",
+        shape=lambda inputs: [x.shape for x in inputs],
+        gradient=lambda dys, ys, xs: [dys],
+        kernel=lambda xp, inputs: list(inputs),
+        examples=lambda draw, given=_given: [Example(([draw.normal(2), draw.normal(3)],), given)],
+    )

@@ -135,3 +135,25 @@ def test_a_symbolic_gradient_runs_the_gradient_that_the_function_names() -> None
 def test_a_symbolic_gradient_without_all_cotangents_is_refused() -> None:
     with pytest.raises(InvalidGraph, match=r"slopes \(SymbolicGradient\) must have the 2 inputs of Pair"):
         codec.graph_from_message(_with_symbolic("Pair", "w"))
+
+
+def _batched() -> graph_pb2.GraphDef:
+    """The graph calls Pair by a BatchFunction, whose second argument is captured."""
+    message = _pair()
+    del message.node[2:]
+    _add(
+        message.node, "BatchFunction", "pair", "x", "w", f=FunctionName("Pair", {}), Tin=[DOUBLE], Tcaptured=[DOUBLE],
+        Tout=[DOUBLE, DOUBLE], num_batch_threads=1, max_batch_size=4, batch_timeout_micros=0, allowed_batch_sizes=[4],
+    )  # fmt: skip
+    _add(message.node, "Mul", "y", "pair", "pair:1", T=DOUBLE)
+    return message
+
+
+def test_a_batch_function_is_a_call_for_this_request_alone() -> None:
+    message = _batched()
+    graph = codec.graph_from_message(message)
+    dx = _slope(graph.tensor("y"), graph.tensor("x"))
+    value, slope = _values(graph, graph.tensor("y"), dx)
+    np.testing.assert_allclose(value, np.sin(X) * W * (X + W))
+    np.testing.assert_allclose(slope, np.cos(X) * W * (X + W) + np.sin(X) * W)
+    assert list(codec.graph_to_message(graph).node)[: len(message.node)] == list(message.node)

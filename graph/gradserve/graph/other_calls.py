@@ -1,4 +1,4 @@
-"""Calls as graphs of TensorFlow 1 have them: nodes whose op type is the name of a function, and RemoteCall.
+"""Calls in other forms: nodes whose op type is the name of a function, RemoteCall, and BatchFunction.
 
 On import they become PartitionedCall and StatefulPartitionedCall, which everything else knows.
 """
@@ -11,7 +11,8 @@ from gradserve.graph import op
 from gradserve.graph.library import Library
 from gradserve.v1 import graph_pb2, tensor_pb2
 
-_REMOTE = "RemoteCall"
+BECOME_CALLS = ("BatchFunction", "RemoteCall")
+"""Op types that are in no graph here, as they are something else once they are imported."""
 
 
 def new_calls(nodes: Iterable[graph_pb2.NodeDef], library: Library) -> dict[str, graph_pb2.NodeDef]:
@@ -21,8 +22,10 @@ def new_calls(nodes: Iterable[graph_pb2.NodeDef], library: Library) -> dict[str,
     sources = {node.name: node for node in nodes}
     found: dict[str, graph_pb2.NodeDef] = {}
     for node in sources.values():
-        if node.op == _REMOTE:
+        if node.op == "RemoteCall":
             found[node.name] = _local(node, sources)
+        elif node.op == "BatchFunction":
+            found[node.name] = _unbatched(node, stateful(library, node.attr["f"].func.name))
         elif op.find(node.op) is None:
             definition = library.find(node.op)
             if definition is not None:
@@ -40,7 +43,7 @@ def stateful(library: Library, name: str) -> bool:
 def _call(node: graph_pb2.NodeDef, definition: graph_pb2.FunctionDef, is_stateful: bool) -> graph_pb2.NodeDef:
     call = graph_pb2.NodeDef(
         name=node.name,
-        op="StatefulPartitionedCall" if is_stateful else "PartitionedCall",
+        op=_kind(is_stateful),
         input=node.input,
         device=node.device,
     )
@@ -52,6 +55,20 @@ def _call(node: graph_pb2.NodeDef, definition: graph_pb2.FunctionDef, is_statefu
         kinds = call.attr[key].list
         kinds.SetInParent()
         kinds.type.extend(argument.type or node.attr[argument.type_attr].type for argument in arguments)
+    return call
+
+
+def _kind(is_stateful: bool) -> str:
+    return "StatefulPartitionedCall" if is_stateful else "PartitionedCall"
+
+
+def _unbatched(node: graph_pb2.NodeDef, is_stateful: bool) -> graph_pb2.NodeDef:
+    """A BatchFunction for this request alone: batches that several requests share are TensorFlow Serving's matter."""
+    call = graph_pb2.NodeDef(name=node.name, op=_kind(is_stateful), input=node.input, device=node.device)
+    for key, value in node.attr.items():
+        if key in ("f", "Tin", "Tout") or key.startswith("_"):
+            call.attr[key].CopyFrom(value)
+    call.attr["Tin"].list.type.extend(node.attr["Tcaptured"].list.type)
     return call
 
 
