@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 
 import gradserve.client as gs
 from gradserve.graph.op import raw
@@ -36,10 +37,11 @@ def test_a_session_keeps_a_table_from_step_to_step(either: Any) -> None:
     session.close()
 
 
-def test_a_session_keeps_a_table_that_is_made_of_its_empty_key(either: Any) -> None:
+@pytest.mark.parametrize("kind", ["MutableDenseHashTableV2", "AnonymousMutableDenseHashTable"])
+def test_a_session_keeps_a_table_that_is_made_of_its_empty_key(either: Any, kind: str) -> None:
     with gs.Graph().as_default() as graph:
         keys = np.array([1, 2]), np.array([3.0, 4.0], np.float32)
-        table = raw.MutableDenseHashTableV2(np.int64(-1), np.int64(-2), key_dtype="int64", value_dtype="float32")
+        table = getattr(raw, kind)(np.int64(-1), np.int64(-2), key_dtype="int64", value_dtype="float32")
         fill = raw.LookupTableInsertV2.run(table, *keys)
         found = raw.LookupTableFindV2(table, np.array([2, 5]), np.float32(9))
     session = either.session(graph, session_id=f"s{uuid.uuid4().hex}")

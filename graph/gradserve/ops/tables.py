@@ -107,6 +107,22 @@ for _version, _handle in (("V2", "resource"), ("", "ref(string)")):
             dynamic=True,
         )
 
+# One without a name bears that of its node.
+for _name, _inputs, _kernel, _more in (
+    ("HashTable", "", _named, ""),
+    ("MutableHashTable", "", _made, ""),
+    ("MutableHashTableOfTensors", "", _made, ", value_shape: shape = []"),
+    ("MutableDenseHashTable", "empty_key: key_dtype, deleted_key: key_dtype", _made, _DENSE),
+):
+    define(
+        f"Anonymous{_name}({_inputs}; {_TYPES}{_more}) -> (table_handle: resource)",
+        shape=lambda *sentinels: (),
+        gradient=NOT_DIFFERENTIABLE,
+        kernel=_kernel,
+        stateful=True,
+        dynamic=True,
+    )
+
 # Filling and reading them
 
 
@@ -166,8 +182,8 @@ def _found_shape(handle: Tensor, keys: Tensor, default: Tensor) -> Shape:
 
 def _scalars(handle: Tensor) -> bool:
     """Whether the table is known to hold scalars."""
-    node = handle.node
-    return node.type in ("HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2")
+    kind = handle.node.type.removeprefix("Anonymous")
+    return kind in ("HashTable", "HashTableV2", "MutableHashTable", "MutableHashTableV2")
 
 
 for _version, _handle in (("V2", "resource"), ("", "ref(string)")):

@@ -63,7 +63,7 @@ class State:
     def handle(self, node: Node) -> Handle:
         """The handle of the variable that a node declares: its shared name, or else the node's own."""
         container = node.attrs.get("container", "")
-        name = node.attrs.get("shared_name") or node.name
+        name = node.attrs.get("shared_name") or node.attrs.get("var_name") or node.name
         return Handle(f"{container}/{name}" if container else name)
 
     def forget(self, handle: Handle) -> None:
