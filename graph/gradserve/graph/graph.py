@@ -254,7 +254,7 @@ class Node:
                 f"{self.name} ({self.type}) has {len(self._outputs)} outputs; there is no {self.name}:{index}.",
                 node=self.name, op=self.type, tensor=f"{self.name}:{index}",
             )  # fmt: skip
-        grown = [Tensor(self, k, _guess_dtype(self), None) for k in range(len(self._outputs), index + 1)]
+        grown = [Tensor(self, k, *_guessed(self, k)) for k in range(len(self._outputs), index + 1)]
         self._outputs += tuple(grown)
         return self._outputs[index]
 
@@ -710,7 +710,19 @@ def _check(node: Node, definition: Op) -> None:
             )  # fmt: skip
 
 
-def _guess_dtype(node: Node) -> DType:
-    """The dtype of an unknown op's output: that of its attr T, or variant where there is none."""
-    guess = node.attrs.get("T", node.attrs.get("dtype"))
-    return guess if isinstance(guess, DType) else dtypes.variant
+_TYPE_LISTS = ("output_types", "component_types", "Toutput_types", "Tout", "out_types", "OUT_TYPE", "dtypes", "T")
+_SHAPE_LISTS = ("output_shapes", "shapes")
+
+
+def _guessed(node: Node, index: int) -> tuple[DType, Shape]:
+    """Dtype and shape of an unknown op's output, by the attrs in which ops say such things; variant if none does."""
+
+    def entry(names: Sequence[str]) -> Any:
+        lists: list[list[Any]] = [value for name in names if isinstance(value := node.attrs.get(name), list)]
+        return next((value[index] for value in lists if index < len(value)), None)
+
+    shape = entry(_SHAPE_LISTS)
+    for guess in (entry(_TYPE_LISTS), node.attrs.get("T"), node.attrs.get("dtype")):
+        if isinstance(guess, DType):
+            return guess, shape
+    return dtypes.variant, shape
