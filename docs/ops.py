@@ -8,6 +8,7 @@ import gradserve.autodiff  # some ops are made of gradients
 import gradserve.ops  # noqa: F401
 from gradserve.graph import op
 from gradserve.graph.op import NoRule, Op
+from gradserve.graph.other_calls import BECOME_CALLS
 from gradserve.ops.left_out import FAMILIES, REASONS
 from gradserve.workers.engines.xla_kernels import KERNELS
 
@@ -25,6 +26,7 @@ and *missing* raise LookupError.
 strings, variants, and outputs whose shape depends on data can't be compiled. *xla, host*: `xla` compiles it with a \
 kernel of its own, elsewhere it runs on NumPy. *engine*: the engine handles it itself (placeholders, calls of \
 functions).
+- {calls} become calls of functions when a graph is imported.
 
 | op | forward | gradient | higher order | engines |
 |---|---|---|---|---|
@@ -53,6 +55,7 @@ def page() -> str:
         count=len(known),
         differentiable=sum(not isinstance(definition.gradient, NoRule) for definition in known.values()),
         left_out=len(REASONS),
+        calls=" and ".join(f"`{name}`" for name in BECOME_CALLS),
     )
     rows = [_row(known[name]) for name in sorted(known)]
     reasons = [f"| `{name}` | {REASONS[name]} |" for name in sorted(REASONS)]
