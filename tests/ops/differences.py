@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gradserve.autodiff import gradients
+from gradserve.graph.dtypes import as_dtype
 from gradserve.graph.graph import Graph, IndexedSlices, Tensor
 from gradserve.graph.op import Example, Op, raw
 from gradserve.workers.engines import numpy as engine
@@ -29,17 +30,18 @@ class Built:
         self.values: list[Array] = []
         with self.graph.as_default():
             inputs = [
-                self._enter(value, argument.name in op.host, known_shapes)
+                self._enter(value, argument.name in op.host, known_shapes, example.attrs.get(argument.type_attr))
                 for argument, value in zip(op.signature.inputs, example.inputs, strict=True)
             ]
             self.outputs = op.outputs(*inputs, **example.attrs)
 
-    def _enter(self, value: Any, is_host: bool, known_shapes: bool) -> Any:
+    def _enter(self, value: Any, is_host: bool, known_shapes: bool, kind: Any) -> Any:
+        """`kind` is the dtype that the attrs name: only by it are integers quantised ones."""
         if isinstance(value, list):
-            return [self._enter(entry, is_host, known_shapes) for entry in value]
+            return [self._enter(entry, is_host, known_shapes, kind) for entry in value]
         array = np.asarray(value)
         if is_host or array.dtype.kind in "iubO":
-            return self.graph.constant(array)
+            return self.graph.constant(array, as_dtype(kind) if isinstance(kind, str) and kind[0] == "q" else None)
         shape = array.shape if known_shapes else None
         self.sources.append(raw.Placeholder(dtype=array.dtype, shape=shape))
         self.values.append(array)

@@ -98,8 +98,8 @@ _CHECKPOINTS = (
 )
 _PICTURES = "it reads or writes pictures and sounds: decode them beside the client, and feed or fetch the numbers"
 _INTEGERS = (
-    "it computes in the integers of TensorFlow's kernels for phones and some processors: send the graph in floats, or"
-    " put Dequantize before it"
+    "it computes in integers by kernels of TensorFlow's for one kind of processor: send the graph in floats, or put"
+    " Dequantize before it"
 )
 _REPLICAS = "it gathers the gradients of TensorFlow 1's replicas: ask for gradients with shards instead"
 _TREES = "its trees are kept in a resource of TensorFlow's own: serve them with a library of trees"
@@ -126,7 +126,8 @@ FAMILIES: tuple[tuple[str, str, str], ...] = (
     ("files", r".*Reader.*|.*File.*|ImmutableConst", _FILES),
     ("pictures and sounds", r"(Decode|Encode).*(Jpeg|Png|Bmp|Gif|Image|Jxl|WebP|Wav)(VariableQuality)?|ExtractJpegShape",
      _PICTURES),
-    ("integer arithmetic", r"Quantized.*|Requantiz.*|QuantizeDown.*|UniformQuantized.*|UniformRequantize", _INTEGERS),
+    ("integer arithmetic", r"Quantized(?!(Add|AvgPool|BiasAdd|Concat|Conv2D|MatMul|MaxPool|Mul|Relu6?|Reshape)$).*"
+     r"|Requantiz.*PerChannel|UniformQuantized.*|UniformRequantize", _INTEGERS),
     ("boosted trees", r"(Is)?BoostedTrees.*", _TREES),
     ("the debugger", r"Debug.*|DumpTensor|Copy(Host)?", _DEBUGGER),
     ("meshes", r"DTensor.*", _MESH),
