@@ -482,7 +482,8 @@ define(
     kernel=_mirror_pad,
     host=("paddings",),
     examples=lambda draw: [
-        call(draw.normal(3, draw.size(3, 5)), _paddings(draw, 2), mode=draw.pick(["REFLECT", "SYMMETRIC"]))
+        call(draw.normal(3, draw.size(3, 5)), _paddings(draw, 2), mode=draw.pick(["REFLECT", "SYMMETRIC"])),
+        call(draw.normal(), _paddings(draw, 0), mode="REFLECT"),
     ],
 )
 define(
