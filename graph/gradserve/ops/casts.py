@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import IndexedSlices, Tensor
@@ -24,11 +27,20 @@ from gradserve.graph.variants import Variant, zeros_like
 # Cast, Bitcast
 
 
-def _cast(xp: Any, x: Any, *, DstT: DType) -> Any:
+def _cast(xp: Any, x: Any, *, DstT: DType, Truncate: bool) -> Any:
     """A complex number loses its imaginary part, unless it becomes a truth value."""
     if x.dtype.kind == "c" and DstT.kind not in "cb":
         x = xp.real(x)
+    if Truncate and DstT.kind == "f" and x.dtype.kind == "f" and x.dtype.itemsize > max(DstT.size, 2):
+        x = _cut(x, DstT)
     return x.astype(DstT.numpy)
+
+
+def _cut(x: Any, narrow: DType) -> Any:
+    """x without the digits that a narrower dtype has no room for: the cast then rounds towards zero."""
+    spare = ml_dtypes.finfo(x.dtype).nmant - ml_dtypes.finfo(narrow.numpy).nmant
+    bits = x.view(np.int64 if x.dtype.itemsize == 8 else np.int32)
+    return (bits >> spare << spare).view(x.dtype)
 
 
 def _cast_gradient(dy: Tensor | IndexedSlices, y: Tensor, x: Tensor) -> Tensor | IndexedSlices | None:
@@ -48,6 +60,7 @@ def _cast_examples(draw: Any) -> list[Example]:
         call(draw.normal(*shape), DstT=draw.pick(["int32", "bool", "uint8", "bfloat16"]), differences=False),
         call(draw.integers(0, 5, *shape), DstT=draw.pick(["float32", "int64", "bool", "complex64", "float16"])),
         call(draw.boolean(*shape), DstT="float32"),
+        call(draw.normal(*shape), DstT=draw.pick(["float32", "float16"]), Truncate=True, differences=False),
     ]
 
 
