@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from gradserve.errors import InvalidArgument, InvalidShape
@@ -367,7 +368,7 @@ def _cumulative_logsumexp_gradient(
     def part(weight: Tensor) -> Tensor:
         there = raw.Greater(weight, 0)
         log_weight = raw.Log(raw.SelectV2(there, weight, raw.OnesLike(weight)))
-        lowest = np.array(np.finfo(np.float32).min if x.dtype.size == 4 else -1e300, x.dtype.numpy)
+        lowest = np.array(ml_dtypes.finfo(x.dtype.numpy).min, x.dtype.numpy)
         term = raw.SelectV2(there, log_weight - y, raw.BroadcastTo(lowest, shape_of(y)))
         total = raw.CumulativeLogsumexp(term, axis, exclusive=exclusive, reverse=not reverse)
         return raw.Exp(total + x)
