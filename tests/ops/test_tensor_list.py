@@ -93,6 +93,11 @@ def _split_and_joined(x: Tensor) -> list[Tensor]:
     return [joined, raw.TensorListConcat.outputs(handle, **_KIND)[0], first * last]
 
 
+def _split_and_read_in_part(x: Tensor) -> list[Tensor]:
+    handle = raw.TensorListSplit(x, _ANY, np.array([2, 1]), **_KIND)
+    return [raw.TensorListGetItem(handle, np.int32(1), _indices(1, 2), **_KIND)]
+
+
 def _lists_in_a_list(x: Tensor) -> list[Tensor]:
     outer = raw.EmptyTensorList(np.array([], np.int32), _ANY, element_dtype="variant")
     outer = raw.TensorListPushBack(outer, _of_rows(x), element_dtype="variant")
@@ -111,6 +116,7 @@ _WAYS = [
     _scattered_to_one_place,
     _scattered_over_others,
     _split_and_joined,
+    _split_and_read_in_part,
     _lists_in_a_list,
 ]
 
@@ -140,6 +146,17 @@ def test_length_and_shape_of_a_list() -> None:
     length, shape = _values(build)
     assert length == 4
     assert shape.tolist() == [-1, 2]
+
+
+def test_rows_that_nobody_has_set_are_zeros_of_the_others_kind() -> None:
+    def build() -> list[Tensor]:
+        handle = raw.TensorListReserve(_ANY, np.int32(2), **_KIND)
+        handle = raw.TensorListSetItem(handle, np.int32(1), np.ones((1, 2)), **_KIND)
+        return list(raw.TensorListConcatV2.outputs(handle, _ANY, np.array([2, 1]), **_KIND))
+
+    rows, lengths = _values(build)
+    assert rows.tolist() == [[0, 0], [0, 0], [1, 1]]
+    assert lengths.tolist() == [2, 1]
 
 
 def test_one_list_after_another() -> None:

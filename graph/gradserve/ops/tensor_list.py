@@ -428,11 +428,16 @@ define(
 # Lists of rows: tensors that are joined along their first axis
 
 
+def _tail(handle: TensorList) -> Shape:
+    """What is known of the shape of one row."""
+    rows = next((np.shape(item)[1:] for item in handle.items if item is not None), None)
+    return rows if handle.shape is None else merge(handle.shape[1:], rows)
+
+
 def _joined(xp: Any, handle: TensorList, *, element_dtype: DType, rows: Any = ()) -> tuple[Any, Any]:
+    tail = _tail(handle)
     items = [
-        handle.item(
-            place, None if handle.shape is None else (int(rows[place]), *handle.shape[1:]) if len(rows) else None
-        )
+        handle.item(place, (int(rows[place]), *tail) if len(rows) and tail is not None else None)
         for place in range(len(handle))
     ]
     lengths = np.array([len(item) for item in items], np.int64)
@@ -444,8 +449,12 @@ def _joined(xp: Any, handle: TensorList, *, element_dtype: DType, rows: Any = ()
 
 def _joined_gradient(dy: Tensor, lengths: Tensor, element_dtype: DType) -> Tensor:
     """The pieces of dy, each with so many rows as went in."""
-    rows = raw.ConcatV2([np.array([-1], np.int32), part(shape_of(dy), 1)], np.int32(0))
-    return raw.TensorListSplit(dy, rows, lengths, element_dtype=element_dtype)
+    return raw.TensorListSplit(dy, _pieces_of(dy), lengths, element_dtype=element_dtype)
+
+
+def _pieces_of(x: Tensor) -> Any:
+    """The shape of some rows of x: how many of them is open."""
+    return concat(np.array([-1], np.int32), part(shape_of(x), 1))
 
 
 define(
@@ -488,7 +497,7 @@ define(
     " -> (output_handle: variant)",
     shape=lambda x, shape, lengths: (),
     gradient=lambda dy, y, x, shape, lengths, *, element_dtype: (
-        raw.TensorListConcatV2.outputs(dy, shape, lengths, element_dtype=element_dtype)[0],
+        raw.TensorListConcatV2.outputs(dy, _pieces_of(x), lengths, element_dtype=element_dtype)[0],
         None,
         None,
     ),
