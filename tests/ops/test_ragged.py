@@ -60,6 +60,18 @@ def test_a_slice_of_a_batch_gets_the_gradient_of_its_rows() -> None:
         check([whole * again], [x], [VALUES], order=2)
 
 
+def test_a_row_without_splits_is_an_array() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(6,))
+        rows = raw.RaggedTensorToVariant([INNER], x, batched_input=True)
+        none, variants = np.array([], np.int32), {"element_dtype": "variant"}
+        row = raw.TensorListGetItem(raw.TensorListFromTensor(rows, none, **variants), np.int32(1), none, **variants)
+        values = raw.RaggedTensorFromVariant.outputs(
+            row, input_ragged_rank=-1, output_ragged_rank=0, Tvalues="float64"
+        )[0]
+        check([raw.Square(values)], [x], [VALUES], order=2)
+
+
 def test_ranges_of_one_step_each() -> None:
     splits, values = _run("RaggedRange", np.array([0, 5, 3]), np.array([3, 2, 3]), np.array([1, -1, 2]))
     assert splits.tolist() == [0, 3, 6, 6]

@@ -458,7 +458,7 @@ define(
 
 def _from_variant(
     xp: Any, encoded: Any, *, input_ragged_rank: int, output_ragged_rank: int, Tvalues: DType, Tsplits: DType
-) -> tuple[Any, ...]:
+) -> list[Any]:
     """The ragged tensors of the variants, stacked along the variants' own axes."""
     pieces = _pieces(encoded)
     outer = () if isinstance(encoded, Variant) else encoded.shape
@@ -480,7 +480,7 @@ def _from_variant(
         kept.append(np.concatenate([[0], *rows]))
     empty = [np.zeros(0, Tvalues.numpy)] if not pieces else []
     values = np.concatenate([*empty, *(piece.values for piece in pieces)]) if outer else pieces[0].values
-    return (*(splits.astype(Tsplits.numpy) for splits in kept), values)
+    return [*(splits.astype(Tsplits.numpy) for splits in kept), values]
 
 
 def _from_variant_gradient(
