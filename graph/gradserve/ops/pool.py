@@ -75,9 +75,18 @@ def _maximum(xp: Any, x: Any, over: Sequence[Axis]) -> Any:
 
 def _hits(xp: Any, x: Any, over: Sequence[Axis]) -> Iterator[Any]:
     """For each position inside of the window: where it holds the first of the largest entries."""
+    return windows.hits(xp, pieces(xp, x, over, lowest(x.dtype)), _maximum(xp, x, over), _inside(x, over))
+
+
+def _equals(xp: Any, x: Any, over: Sequence[Axis]) -> Iterator[Any]:
+    """For each position inside of the window: where it holds one of the largest entries."""
+    return windows.equals(xp, pieces(xp, x, over, lowest(x.dtype)), _maximum(xp, x, over), _inside(x, over))
+
+
+def _inside(x: Any, over: Sequence[Axis]) -> Iterator[Any] | None:
+    """Where each position of the window lies inside of the image, where there is padding."""
     padded = any(window.before + window.after for window in over)
-    inside = pieces(np, np.ones(x.shape, bool), over, False) if padded else None
-    return windows.hits(xp, pieces(xp, x, over, lowest(x.dtype)), _maximum(xp, x, over), inside)
+    return pieces(np, np.ones(x.shape, bool), over, False) if padded else None
 
 
 def _to_image(xp: Any, dy: Any, hits: Iterator[Any], over: Sequence[Axis], shape: Sequence[int]) -> Any:
@@ -112,6 +121,12 @@ def _max_pool_grad(xp: Any, x: Any, y: Any, dy: Any, *, node: Node) -> Any:
 def _max_pool_grad_by_inputs(xp: Any, x: Any, y: Any, dy: Any, ksize: Any, strides: Any, *, node: Node) -> Any:
     over = _axes(node, x.shape, ksize, strides)
     return _to_image(xp, dy, _hits(xp, x, over), over, x.shape)
+
+
+def _max_volume_grad(xp: Any, x: Any, y: Any, dy: Any, *, node: Node) -> Any:
+    """In a volume each of the largest entries gets the whole cotangent, as in TensorFlow's kernel for CPUs."""
+    over = _axes(node, x.shape, node.attrs["ksize"], node.attrs["strides"])
+    return _to_image(xp, dy, _equals(xp, x, over), over, x.shape)
 
 
 def _max_pool_grad_grad(xp: Any, x: Any, y: Any, g: Any, *, node: Node) -> Any:
@@ -475,7 +490,7 @@ define(
     f" TInput: {_NARROW} = float32) -> (output: T)",
     shape=lambda x, y, dy: x.shape,
     gradient=_of_volume_grad,
-    kernel=_max_pool_grad,
+    kernel=_max_volume_grad,
     examples=lambda draw: _volume_examples(draw, "grad"),
 )
 define(

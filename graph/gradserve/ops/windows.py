@@ -134,14 +134,17 @@ def hits(xp: Any, seen: Iterable[Any], best: Any, inside: Iterable[Any] | None =
     """
     least = xp.asarray(lowest(best.dtype), dtype=best.dtype)
     taken: Any = None
-    for piece, real in zip(seen, inside or itertools.repeat(True), strict=False):
-        hit = xp.fmax(piece, least) == best
-        if real is not True:
-            hit = hit & xp.asarray(real)
-        if taken is not None:
-            hit = hit & ~taken
+    for hit in equals(xp, (xp.fmax(piece, least) for piece in seen), best, inside):
+        first = hit if taken is None else hit & ~taken
         taken = hit if taken is None else taken | hit
-        yield hit
+        yield first
+
+
+def equals(xp: Any, seen: Iterable[Any], best: Any, inside: Iterable[Any] | None = None) -> Iterator[Any]:
+    """For each position inside of the window: where it holds any of the entries that equal `best`."""
+    for piece, real in zip(seen, inside or itertools.repeat(True), strict=False):
+        equal = piece == best
+        yield equal if real is True else equal & xp.asarray(real)
 
 
 def put_back(xp: Any, parts: Iterable[Any], windows: Sequence[Axis], shape: Sequence[int], dtype: Any) -> Any:
