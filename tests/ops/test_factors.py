@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gradserve.ops  # noqa: F401
-from gradserve.errors import InvalidArgument
+from gradserve.autodiff import gradients
+from gradserve.errors import InvalidArgument, UndefinedGradient
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
 from tests.ops.differences import check, run
@@ -55,6 +56,13 @@ def test_singular_vectors_that_complete_a_base(rows: int, columns: int) -> None:
         return raw.Sum(raw.Square(columns_left), np.array([1], np.int32)) * np.arange(1.0, 5)
 
     _agrees(completing, _matrix(rows, columns))
+
+
+def test_a_base_completed_beyond_the_columns_has_no_gradient() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype=np.float64, shape=(4, 2))
+        with pytest.raises(UndefinedGradient, match="full_matrices=False"):
+            gradients([raw.Qr.outputs(x, full_matrices=True)[0]], [x])
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument, NoGradient
+from gradserve.errors import InvalidArgument, UndefinedGradient
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.ops.ctc_curvature import hessian_times
@@ -102,7 +102,7 @@ def _loss_gradient(
     if dgradient.node.type != "ZerosLike":
         steps = None if inputs.shape is None else inputs.shape[0]
         if steps is None:
-            raise NoGradient(
+            raise UndefinedGradient(
                 f"The second derivative of {node.type} ({node.name}) unrolls time: give its inputs a static number of "
                 "steps.",
                 tensor=gradient.name,

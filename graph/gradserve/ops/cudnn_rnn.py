@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument, NoGradient, Unsupported
+from gradserve.errors import InvalidArgument, UndefinedGradient, Unsupported
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, scalar_shape
@@ -224,7 +224,7 @@ def _gradient(*values: Any, node: Node, sweep: Any) -> list[Any]:
     cotangents, inputs = values[:3], values[2 * count :]
     batch_axis = 1 if node.attrs.get("time_major", True) else 0
     if not all(_is_known(value.shape, batch_axis) for value in inputs[:2]):
-        raise NoGradient(
+        raise UndefinedGradient(
             f"The gradient of {node.name} ({node.type}) unrolls time: give all axes of input and input_h but the batch "
             "static sizes.",
             node=node.name,

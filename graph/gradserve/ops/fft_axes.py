@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import NoGradient
+from gradserve.errors import UndefinedGradient
 from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, Rule, call, define, raw
@@ -49,7 +49,9 @@ def _places(x: Tensor, axes: Tensor) -> list[int]:
     """The axes, counted from 0 if the rank is known and from the end if it is not."""
     known = static.value(axes)
     if known is None:
-        raise NoGradient(f"The gradient of a transform needs constant axes, and {axes.name} is none.", tensor=axes.name)
+        raise UndefinedGradient(
+            f"The gradient of a transform needs constant axes, and {axes.name} is none.", tensor=axes.name
+        )
     return _integers(known) if x.shape is None else [shapes.normalise_axis(a, len(x.shape)) for a in _integers(known)]
 
 

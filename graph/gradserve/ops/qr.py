@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import NoGradient
+from gradserve.errors import UndefinedGradient
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
@@ -53,7 +53,7 @@ def _gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor, x: Tensor, *, full_m
     """A wide matrix is [X Y] with X square: X = Q U and Y = Q V for R = [U V]."""
     rows, columns = (None, None) if x.shape is None else x.shape[-2:]
     if full_matrices and (rows is None or columns is None or rows > columns):
-        raise NoGradient(f"The gradient of Qr needs full_matrices=False; {x.name} is {x.shape}.", tensor=x.name)
+        raise UndefinedGradient(f"The gradient of Qr needs full_matrices=False; {x.name} is {x.shape}.", tensor=x.name)
     if rows is None or columns is None or rows >= columns:
         return _deep_gradient(dq, dr, q, r)
     sizes, last = np.array([rows, columns - rows]), np.int32(-1)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradserve.errors import NoGradient
+from gradserve.errors import UndefinedGradient
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import raw
@@ -177,10 +177,10 @@ class Nodes:
 
 
 def steps_of(x: Tensor) -> int:
-    """The number of steps along the first axis. Raises NoGradient where it is not static."""
+    """The number of steps along the first axis. Raises UndefinedGradient where it is not static."""
     steps = None if x.shape is None else x.shape[0]
     if steps is None:
-        raise NoGradient(
+        raise UndefinedGradient(
             f"A derivative of the fused recurrent ops unrolls time: give {x.name} a static number of steps.",
             tensor=x.name,
         )
