@@ -41,6 +41,13 @@ def test_the_first_of_equal_entries_takes_the_gradient() -> None:
     np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 27, 0], [0, 0, 0]])
 
 
+def test_all_equal_entries_of_a_volume_take_the_gradient() -> None:
+    # Windows of three rows, each of which holds 2 as its largest; dy = 3 · 2² = 12, once for each window of a 2.
+    x = np.array([1, 2, 2, 0, 2], np.float32).reshape(1, 5, 1, 1, 1)
+    dx = _derivatives("MaxPool3D", x, ksize=[1, 3, 1, 1, 1], strides=[1, 1, 1, 1, 1], padding="VALID")[1]
+    np.testing.assert_array_equal(dx.ravel(), [0, 24, 36, 0, 12])
+
+
 @pytest.mark.parametrize("name", ["MaxPool", "AvgPool"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_the_dtype_is_kept(name: str, dtype: str) -> None:
@@ -68,3 +75,18 @@ def test_fractional_windows_are_those_of_tensorflow(pseudo_random: bool, rows: l
         values = run(outputs, [], [])
     assert values[1].tolist() == rows
     assert values[2].tolist() == [0, 2, 4, 6, 8, 10]
+
+
+def test_fractional_windows_are_shuffled_also_where_all_have_one_size() -> None:
+    # 6 windows of one row each take numbers of the generator before the columns do; 8 / 1.6 is 5 in float32.
+    with Graph().as_default():
+        outputs = raw.FractionalAvgPool.outputs(
+            raw.Identity(np.zeros((1, 6, 8, 1), np.float32)),
+            pooling_ratio=[1.0, 1.0, float(np.float32(1.6)), 1.0],
+            deterministic=True,
+            seed=4,
+            seed2=32,
+        )
+        values = run(outputs, [], [])
+    assert values[1].tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert values[2].tolist() == [0, 2, 4, 5, 7, 8]
