@@ -101,6 +101,17 @@ def test_negative_and_positive_zero_stay_apart() -> None:
     assert len(simplify([x], fetches, []).nodes) == 2
 
 
+def test_nothing_waits_for_a_placeholder_that_is_fed() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = placeholder()
+        with graph.control_dependencies([x.node]):
+            y = raw.Tanh(graph.constant(1.0))
+    work = simplify([x], [y], [])
+    assert not any(work.controls.values())
+    assert x.node not in work.nodes
+
+
 def test_an_unfed_placeholder_is_named() -> None:
     graph = Graph()
     with graph.as_default():

@@ -25,7 +25,7 @@ from gradserve.graph.op import raw
 from gradserve.graph.shapes import Shape
 from gradserve.server.effects import draws, is_handle, writes
 from gradserve.server.flow import variable_name
-from gradserve.workers.segment import needed
+from gradserve.workers.segment import controls, needed
 
 WEIGHT = "gradserve/weight:0"
 
@@ -284,7 +284,7 @@ class Cutter:
                     f"A node that runs once waits for {node.name}, which runs once a shard: drop that control input.",
                     node=node.name,
                 )
-            sources = list(node.control_inputs)
+            sources = controls(node, self.fed)
             for tensor in node.inputs:
                 if tensor in self.fed:
                     continue

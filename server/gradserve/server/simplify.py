@@ -17,7 +17,7 @@ from gradserve.graph import codec, dtypes
 from gradserve.graph.graph import Node, Tensor, group
 from gradserve.graph.op import FAILURES, Op
 from gradserve.graph.shapes import is_static, num_elements
-from gradserve.workers.segment import needed
+from gradserve.workers.segment import controls, needed
 
 _DROPPED = frozenset(("Identity", "StopGradient", "PreventGradient", "Snapshot", "Conj"))
 # What gives its first input back where it has the same shape, and what does where it reduces over no axes.
@@ -91,15 +91,15 @@ class _Pass:
     def visit(self, node: Node) -> None:
         find = self.replaced.get
         inputs = tuple([find(tensor, tensor) for tensor in node.inputs])
-        controls: tuple[Node, ...] = ()
+        after: tuple[Node, ...] = ()
         if node.control_inputs:
-            controls = tuple(dict.fromkeys(self.same.get(control, control) for control in node.control_inputs))
+            after = tuple(dict.fromkeys(self.same.get(control, control) for control in controls(node, self.fed)))
         if node.type == "Const" and self._is_constant(node):
             return
         pure = self.pure.get(node.op)
         if pure is None:
             pure = self.pure[node.op] = _is_pure(node.op)
-        if pure and not controls and node not in self.anchors:
+        if pure and not after and node not in self.anchors:
             if inputs and (inputs[0] in self.constants or _is_static(node)) and self._folds(node, inputs):
                 return
             if node.type in _DROPPED and self._passes_through(node, inputs):
@@ -108,15 +108,15 @@ class _Pass:
                 return
         if pure and node not in self.fed_nodes:  # what is fed for it need not be what it would compute
             first = self.alike.setdefault((node.type, inputs), node)
-            if first is not node and self._merges(node, inputs, controls, first):
+            if first is not node and self._merges(node, inputs, after, first):
                 return
         self.inputs[node] = inputs
-        self.controls[node] = controls
+        self.controls[node] = after
         self.nodes.append(node)
 
-    def _merges(self, node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...], first: Node) -> bool:
+    def _merges(self, node: Node, inputs: tuple[Tensor, ...], after: tuple[Node, ...], first: Node) -> bool:
         """Whether an earlier node computes the same values; `first` is of the same type and reads the same."""
-        key = _key(node, inputs, controls)
+        key = _key(node, inputs, after)
         if key is None:
             return False
         own = _key(first, self.inputs[first], self.controls[first])
@@ -226,7 +226,7 @@ def _is_static(node: Node) -> bool:
     return node.op is not None and node.op.static is not None
 
 
-def _key(node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...]) -> Hashable | None:
+def _key(node: Node, inputs: tuple[Tensor, ...], after: tuple[Node, ...]) -> Hashable | None:
     """Nodes with the same key compute the same values; None for one that is like no other."""
     attrs: list[Hashable] = []
     for name, value in node.attrs.items():
@@ -237,7 +237,7 @@ def _key(node: Node, inputs: tuple[Tensor, ...], controls: tuple[Node, ...]) -> 
             if value is None:
                 return None
         attrs.append((name, value))
-    return node.type, inputs, controls, node.device, frozenset(attrs)
+    return node.type, inputs, after, node.device, frozenset(attrs)
 
 
 def _frozen(value: Any) -> Hashable | None:

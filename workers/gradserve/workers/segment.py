@@ -6,7 +6,7 @@ It is a pure function from the fed tensors, and the variables' values, to the fe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -110,6 +110,13 @@ def last_reads(groups: Sequence[Iterable[Tensor]], kept: Iterable[Tensor]) -> li
     return dying
 
 
+def controls(node: Node, fed: Set[Tensor]) -> list[Node]:
+    """What a node runs after. A placeholder that is fed does not run, so that nothing waits for it."""
+    return [
+        source for source in node.control_inputs if source.type not in _PLACEHOLDERS or source.outputs[0] not in fed
+    ]
+
+
 def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Tensor]) -> list[Node]:
     """The nodes that these fetches and targets need, in topological order. Ties keep the order of creation.
 
@@ -134,7 +141,7 @@ def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Te
                 rising = rising and source.id < rank
                 if source not in wanted:
                     stack.append(source)
-        for source in node.control_inputs:
+        for source in controls(node, fed):
             rising = rising and source.id < rank
             stack.append(source)
     ordered = sorted(wanted, key=_RANK)
@@ -142,7 +149,7 @@ def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Te
 
 
 def _sources(node: Node, fed: frozenset[Tensor]) -> list[Node]:
-    return [tensor.node for tensor in node.inputs if tensor not in fed] + list(node.control_inputs)
+    return [tensor.node for tensor in node.inputs if tensor not in fed] + controls(node, fed)
 
 
 def _sorted(nodes: Sequence[Node], fed: frozenset[Tensor]) -> list[Node]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Op
-from gradserve.workers.segment import Segment
+from gradserve.workers.segment import Segment, controls
 
 _HOST_ONLY = frozenset("sv")
 # The attr of nodes that compute something again to save memory; those that wait for a control input begin a piece.
@@ -149,7 +149,7 @@ def _ranks(nodes: list[Node], fed: frozenset[Tensor], kinds: dict[Node, Kind]) -
     """The number of the piece of each node: even for host pieces, odd for device pieces."""
     ranks: dict[Node, int] = {}
     for node in nodes:
-        before = [ranks[t.node] for t in node.inputs if t not in fed] + [ranks[c] for c in node.control_inputs]
+        before = [ranks[t.node] for t in node.inputs if t not in fed] + [ranks[c] for c in controls(node, fed)]
         least = max(before, default=0)
         if kinds[node] is Kind.TRACE:
             ranks[node] = least
