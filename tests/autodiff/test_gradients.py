@@ -269,6 +269,13 @@ def test_complex_y_needs_a_seed(graph: Graph) -> None:
     assert complex(run([dz], [z], [np.complex128(2 + 3j)])[0]) == 4 - 6j
 
 
+def test_a_y_without_a_default_seed_is_refused_also_where_nothing_leads_to_it(graph: Graph) -> None:
+    x = _x(())
+    for y in (_x((), "z", "complex64"), graph.constant("text")):
+        with pytest.raises(TypeError):
+            gradients(y, x)
+
+
 def test_lists_of_different_length_are_refused(graph: Graph) -> None:
     x = _x()
     with pytest.raises(ValueError, match="Passed 2 grad_ys for 1 ys"):

@@ -188,6 +188,8 @@ class _Sweep:
 
     def _seed(self, k: int, y: Tensor, seed: Any, given: Any) -> None:
         if y.node not in self.reached:
+            if seed is None and not isinstance(given, IndexedSlices):
+                _check_default(k, y)
             _check_seed(k, y, seed)
             return
         with self._beside(y.node):
@@ -503,15 +505,20 @@ def _seed_dtype(y: Tensor, value: Any) -> Any:
 
 
 def _ones(k: int, y: Tensor) -> Tensor:
+    _check_default(k, y)
+    shape = _shape_of(y)
+    one = y.graph.constant(np.ones((), y.dtype.numpy), y.dtype.base, name=f"grad_ys_{k}/Const")
+    return raw.Fill(shape, one, name=f"grad_ys_{k}")
+
+
+def _check_default(k: int, y: Tensor) -> None:
+    """Raises InvalidType where ones are no seed of y."""
     if y.dtype.is_complex:
         raise InvalidType(
             f"Gradients of complex tensors ({y.name}) must set grad_ys (y.dtype = {y.dtype})", tensor=y.name
         )
     if not y.dtype.is_numeric and y.dtype.kind != "b":
         raise InvalidType(f"ys[{k}] ({y.name}) is {y.dtype}, which has no default gradient.", tensor=y.name)
-    shape = _shape_of(y)
-    one = y.graph.constant(np.ones((), y.dtype.numpy), y.dtype.base, name=f"grad_ys_{k}/Const")
-    return raw.Fill(shape, one, name=f"grad_ys_{k}")
 
 
 def _slices_seed(k: int, y: IndexedSlices, seed: Any) -> Tensor:
