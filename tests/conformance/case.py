@@ -58,7 +58,7 @@ class Case:
     def grad_ys(self, kinds: Sequence[str]) -> list[Array | None] | None:
         """The seeds, in the dtypes in which the request gives them; `kinds` are the dtypes of the ys."""
         keys = self.request["grad_ys"]
-        if keys is None or all(key is None for key in keys):
+        if keys is None or (keys and all(key is None for key in keys)):
             return None
         return [
             None if key is None
