@@ -196,6 +196,37 @@ def test_gating_ties_the_gradients_of_one_op(graph: Graph) -> None:
     assert len(group.control_inputs) == 2
 
 
+def test_gates_stand_where_the_gradients_stand(graph: Graph) -> None:
+    with graph.device("/job:worker/task:1"):
+        a, b = _x(name="a"), _x(name="b")
+        y = a * b
+    da, _ = gradients(y, [a, b], gate_gradients=True, colocate_gradients_with_ops=True)
+    (group,) = da.node.control_inputs
+    assert group.device == da.node.device == "/job:worker/task:1"
+    assert "_class" not in group.attrs
+
+
+def test_what_stands_beside_the_rules_is_named_as_in_tensorflow(graph: Graph) -> None:
+    table, dense = _x((4, 1), "table"), _x((4, 1), "dense")
+    rows = [raw.GatherV2(table, np.array([2], kind), 0) for kind in (np.int32, np.int64, np.int32)]
+    first, _ = raw.IdentityN.outputs([rows[0], dense])
+    before = len(graph)
+    gradients([first, *rows[1:]], [table, dense])
+    names = {node.name for node in graph.nodes[before:] if node.name.count("/") == 1}
+    assert {"gradients/zeros_like", "gradients/concat", "gradients/concat_1"} <= names
+    # int64 indices stay as they are; the others are cast.
+    assert {"gradients/Cast", "gradients/Cast_1"} <= names
+    assert "gradients/Cast_2" not in names
+
+
+@pytest.mark.parametrize("function", [raw.AddV2, raw.Sub])
+def test_sums_of_complex_numbers_need_no_conjugation(graph: Graph, function: Any) -> None:
+    a, b = _x(name="a", dtype="complex128"), _x(name="b", dtype="complex128")
+    before = len(graph)
+    gradients(function(a, b), [a, b], [np.ones(3, np.complex128)])
+    assert "Conj" not in {node.type for node in graph.nodes[before:]}
+
+
 @pytest.mark.parametrize(("method", "sums"), [("ADD_N", [5]), ("EXPERIMENTAL_TREE", [2] * 4), (2, [2] * 4)])
 def test_each_method_sums_in_its_own_form(graph: Graph, method: str, sums: list[int]) -> None:
     x = _x(())

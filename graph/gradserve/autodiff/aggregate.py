@@ -22,6 +22,7 @@ from typing import TypeVar
 import numpy as np
 
 from gradserve.errors import InvalidArgument
+from gradserve.graph import dtypes
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor
 from gradserve.graph.op import raw
 from gradserve.ops.slices import densify
@@ -146,10 +147,10 @@ def _join(graph: Graph, owner: Node, slices: list[IndexedSlices], method: Aggreg
 def _concatenate(slices: Sequence[IndexedSlices]) -> IndexedSlices:
     indices = [term.indices for term in slices]
     if len({index.dtype for index in indices}) > 1:
-        indices = [raw.Cast(index, DstT="int64") for index in indices]
+        indices = [index if index.dtype is dtypes.int64 else raw.Cast(index, DstT="int64") for index in indices]
     axis = np.array(0, np.int32)
     return IndexedSlices(
-        raw.ConcatV2([term.values for term in slices], axis),
-        raw.ConcatV2(indices, axis),
+        raw.ConcatV2([term.values for term in slices], axis, name="concat"),
+        raw.ConcatV2(indices, axis, name="concat"),
         slices[0].dense_shape,
     )

@@ -282,7 +282,7 @@ class _Sweep:
             if not any(tensor.dtype.is_trainable for tensor in sources) and node not in self.holders:
                 return
             complete = [
-                raw.ZerosLike(tensor) if total is None and tensor.dtype.is_trainable else total
+                raw.ZerosLike(tensor, name="zeros_like") if total is None and tensor.dtype.is_trainable else total
                 for tensor, total in zip(outputs, flowing, strict=True)
             ]
             for tensor, zeros in zip(outputs, complete, strict=True):
@@ -550,9 +550,9 @@ def _zeros(x: Tensor) -> Tensor:
     if dtype is None:
         raise InvalidType(f"Nothing in the graph says what the resource {x.name} holds.", tensor=x.name)
     if not shapes.is_static(shape):
-        return raw.ZerosLike(raw.ReadVariableOp(x, dtype=dtype), name="zeros_like")
+        return raw.ZerosLike(raw.ReadVariableOp(x, dtype=dtype), name="zeros")
     zero = np.zeros((), dtype.numpy)
-    return raw.Fill(np.array(shape, np.int32), x.graph.constant(zero, dtype), name="zeros_like")
+    return raw.Fill(np.array(shape, np.int32), x.graph.constant(zero, dtype), name="zeros")
 
 
 def _conj(term: Any) -> Any:
@@ -585,14 +585,16 @@ def _merge_shape(node: Node, slot: int, term: Cotangent | None, tensor: Tensor) 
 
 
 def _gate(graph: Graph, results: list[Cotangent | None]) -> list[Cotangent | None]:
-    """Ties the gradients of one op together: none is used before all are there."""
+    """Ties the gradients of one op together, where they stand: none is used before all are there."""
     if sum(term is not None for term in results) < 2:
         return results
     nodes = sorted(
         {part.node for term in results if term is not None for part in _parts(term)}, key=lambda node: node.id
     )
+    devices = {node.device for node in nodes}
+    place = devices.pop() if len(devices) == 1 else None
     with graph.name_scope("tuple"):
-        with graph.colocate_with(None), graph.device(None), graph.control_dependencies(nodes):
+        with graph.colocate_with(None), graph.device(None), graph.device(place), graph.control_dependencies(nodes):
             done = raw.NoOp.run(name="group_deps")
 
         def gated(tensor: Tensor) -> Tensor:

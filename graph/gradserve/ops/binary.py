@@ -156,9 +156,9 @@ _OVER_POSITIVE = ("normal", "positive")
 
 # fmt: off
 #      name                 z                                dx, dy
-binary("Add",               lambda xp, x, y: x + y,          lambda dz, z, x, y: (dz, dz),         types=_ADD, takes_slices=True)
-binary("AddV2",             lambda xp, x, y: x + y,          lambda dz, z, x, y: (dz, dz),         takes_slices=True)
-binary("Sub",               lambda xp, x, y: x - y,          lambda dz, z, x, y: (dz, -dz),        takes_slices=True)
+binary("Add",               lambda xp, x, y: x + y,          lambda dz, z, x, y: (dz, dz),         types=_ADD, holomorphic=False, takes_slices=True)
+binary("AddV2",             lambda xp, x, y: x + y,          lambda dz, z, x, y: (dz, dz),         holomorphic=False, takes_slices=True)
+binary("Sub",               lambda xp, x, y: x - y,          lambda dz, z, x, y: (dz, -dz),        holomorphic=False, takes_slices=True)
 binary("Mul",               lambda xp, x, y: x * y,          lambda dz, z, x, y: (dz * y, dz * x))
 binary("MulNoNan",          lambda xp, x, y: _zero_where(xp, y == 0, x * y),
                             lambda dz, z, x, y: (raw.MulNoNan(dz, y), raw.MulNoNan(x, dz)), types="inexact")

@@ -3,6 +3,7 @@
 Vocabulary of the tables: y is the output, x the input, dy the cotangent of y. A rule of a holomorphic op says only
 the calculus: the sweep conjugates. Four of TensorFlow's gradient ops (SqrtGrad, RsqrtGrad, InvGrad, ReciprocalGrad)
 conjugate y themselves, so they and the ops that emit them are written out for complex numbers (holomorphic=False).
+What is linear with real factors needs no conjugation.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _over(dy: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
 # fmt: off
 #           name          y                                 dx
-unary("Neg",        lambda xp, x: -x,                 lambda dy, y, x: -dy,                              types=SIGNED, takes_slices=True)
+unary("Neg",        lambda xp, x: -x,                 lambda dy, y, x: -dy,                              types=SIGNED, holomorphic=False, takes_slices=True)
 unary("Abs",        lambda xp, x: xp.abs(x),          lambda dy, y, x: dy * raw.Sign(x),                 types=_SIGNED_REAL)
 unary("Square",     lambda xp, x: x * x,              lambda dy, y, x: dy * (x * 2),                     types="arithmetic")
 unary("Inv",        _reciprocal,                      lambda dy, y, x: raw.InvGrad(y, dy),               types=SIGNED, holomorphic=False)

@@ -203,7 +203,7 @@ def _gather_rows(xp: Any, params: Any, indices: Any) -> Any:
 
 
 def _gather_rows_gradient(dy: Tensor, y: Tensor, params: Tensor, indices: Tensor) -> Any:
-    shape = _shape_beside(params)
+    shape = shape_of(params)
     if indices.rank == 2 and indices.shape is not None and indices.shape[-1] == 1:
         dense_shape = shape if isinstance(shape, Tensor) else params.graph.constant(shape, dtypes.int32, name="Shape")
         return IndexedSlices(dy, raw.Squeeze(indices, squeeze_dims=[-1]), dense_shape), None
