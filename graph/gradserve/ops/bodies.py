@@ -9,6 +9,7 @@ that those before it give, in the same places.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gradserve.errors import NoGradient
 from gradserve.graph.functions import FORWARD, Function, Spec, argument, clone, copy_of, spec_of
 from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.handles import held_by
@@ -77,11 +79,11 @@ class Reverse:
     captures: tuple[Tensor, ...]
     backward: tuple[Node, ...]
 
-    def emit(self, given: Mapping[Tensor, Tensor]) -> list[Tensor | None]:
-        """The gradients in the current graph, dense, where `given` stands for the captures and seeds."""
+    def emit(self, given: Mapping[Tensor, Tensor]) -> list[Tensor | IndexedSlices | None]:
+        """The gradients in the current graph, where `given` stands for the captures and seeds."""
         graph, mapping = current_graph(), dict(given)
         clone(self.backward, mapping, graph, graph.unique_name)
-        return [None if dx is None else _dense(dx, mapping) for dx in self.found]
+        return [_mapped(dx, mapping) for dx in self.found]
 
 
 def reverse(function: Function, sweep: Any, ys: Sequence[int], xs: Sequence[int], *hidden: Any) -> Reverse:
@@ -110,12 +112,27 @@ def parts(dx: Tensor | IndexedSlices) -> list[Tensor]:
     return [dx.values, dx.indices, dx.dense_shape] if isinstance(dx, IndexedSlices) else [dx]
 
 
-def _dense(dx: Tensor | IndexedSlices, mapping: Mapping[Tensor, Tensor]) -> Tensor:
-    if not isinstance(dx, IndexedSlices):
-        return mapping[dx]
-    values, indices, shape = (mapping[part] for part in parts(dx))
-    rows = raw.StridedSlice(shape, [0], [1], [1], shrink_axis_mask=1)
-    return raw.UnsortedSegmentSum(values, indices, rows)
+def _mapped(dx: Tensor | IndexedSlices | None, mapping: Mapping[Tensor, Tensor]) -> Tensor | IndexedSlices | None:
+    if isinstance(dx, IndexedSlices):
+        return IndexedSlices(*(mapping[part] for part in parts(dx)))
+    return None if dx is None else mapping[dx]
+
+
+def unread(functions: Sequence[Function], sweep: Any, dys: Sequence[Tensor | None], xs: Sequence[int]) -> set[int]:
+    """Which of the inputs number `xs` only outputs depend on that nobody reads: as in TensorFlow, they have gradient 0.
+
+    What has no gradient on the way there concerns nobody.
+    """
+    found: set[int] = set()
+    ys = [k for k, dy in enumerate(dys) if is_unused(dy)]
+    for function in functions:
+        trainable = [y for y in ys if function.outputs[y].dtype.is_trainable]
+        open_ones = [x for x in xs if x not in found]
+        if trainable and open_ones:
+            with contextlib.suppress(NoGradient):
+                back = reverse(function, sweep, trainable, open_ones)
+                found.update(x for x, dx in zip(open_ones, back.found, strict=True) if dx is not None)
+    return found
 
 
 def zeros_for(x: Tensor) -> Tensor:

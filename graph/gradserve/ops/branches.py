@@ -7,7 +7,7 @@ is not taken gives a FakeParam in their place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,12 +15,25 @@ from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.functions import FORWARD, Function, add_function, argument, new_body, spec_of
-from gradserve.graph.graph import FunctionName, Graph, Node, Tensor
+from gradserve.graph.graph import FunctionName, Graph, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
+from gradserve.graph.raising import RAISED
 from gradserve.graph.shapes import Shape, is_static, widen
 from gradserve.graph.variants import TensorList
-from gradserve.ops.bodies import Call, Reverse, forward_of, fullest, is_unused, output_shapes, reverse, zeros_for
+from gradserve.ops.bodies import (
+    Call,
+    Reverse,
+    forward_of,
+    fullest,
+    is_unused,
+    output_shapes,
+    parts,
+    reverse,
+    unread,
+    zeros_for,
+)
+from gradserve.ops.slices import densify
 
 
 def branches_of(node: Node) -> list[FunctionName]:
@@ -82,27 +95,63 @@ def _gradient(
     hidden = sweep.hidden(node)
     backs = [reverse(function, sweep, list(seeds), wanted, hidden) for function in functions]
     given = [n for n in range(len(wanted) + len(hidden.xs)) if any(back.found[n] is not None for back in backs)]
+    # Each output of a conditional of TF1 was a node of its own.
+    missing = [] if RAISED in node.attrs else [k for n, k in enumerate(wanted) if n not in given]
+    zeros = {k: zeros_for(inputs[k]) for k in sorted(unread(functions, sweep, dys, missing))}
     if not given:
-        return None, [None] * len(inputs)
+        return None, [zeros.get(k) for k in range(len(inputs))]
     saved = [[t for t in back.captures if t not in back.body.inputs] for back in backs]
     values = _given_out(full, backs, saved)
     likes = {
         n: _like(node, hidden.xs[n - len(wanted)], [back.found[n] for back in backs]) for n in given if n >= len(wanted)
     }
     outer = [*inputs, *values, *likes.values(), *seeds.values()]
-    zeros = [(n, wanted[n] if n < len(wanted) else outer.index(likes[n])) for n in given]
+    results = [
+        _Result(n, outer.index(likes[n]), None)
+        if n in likes
+        else _Result(n, wanted[n], _kind_of_indices([back.found[n] for back in backs], RAISED in node.attrs))
+        for n in given
+    ]
     bodies = [
-        _backward(node.graph, f"{function.name}_grad", back, saved, number, outer, zeros)
+        _backward(node.graph, f"{function.name}_grad", back, saved, number, outer, results)
         for number, (function, back) in enumerate(zip(functions, backs, strict=True))
     ]
-    kinds = [bodies[0][1][n] for n in range(len(given))]
     op = getattr(raw, node.type)
-    found = op.outputs(index, outer, Tout=kinds, **_named(node, [name for name, _ in bodies]))
-    for n, dx in zip(given, found, strict=True):
-        if n >= len(wanted):
-            sweep.hold(node, hidden.xs[n - len(wanted)], dx)
-    entries = {wanted[n]: dx for n, dx in zip(given, found, strict=True) if n < len(wanted)}
+    found = iter(op.outputs(index, outer, Tout=bodies[0][1], **_named(node, [name for name, _ in bodies])))
+    entries: dict[int, Any] = dict(zeros)
+    for result in results:
+        dx = next(found) if result.indices is None else IndexedSlices(next(found), next(found), next(found))
+        if result.number < len(wanted):
+            entries[wanted[result.number]] = dx
+        else:
+            sweep.hold(node, hidden.xs[result.number - len(wanted)], dx)
     return None, [entries.get(k) for k in range(len(inputs))]
+
+
+class _Result(NamedTuple):
+    """A gradient that the backward bodies return.
+
+    Attributes:
+        number: among those that were asked for.
+        like: the argument that it is zeros like, where a body has none.
+        indices: the dtype of the indices of slices; None for a dense gradient.
+    """
+
+    number: int
+    like: int
+    indices: DType | None
+
+
+def _kind_of_indices(found: Sequence[Tensor | IndexedSlices | None], is_raised: bool) -> DType | None:
+    """The dtype of the indices, int64 where the branches differ; None where the gradient is dense.
+
+    As in TensorFlow it is made of slices where any branch has slices. In a conditional of TF1 each branch sends a
+    gradient of its own, and with a dense one among them their sum is dense.
+    """
+    kinds = {dx.indices.dtype for dx in found if isinstance(dx, IndexedSlices)}
+    if not kinds or (is_raised and any(isinstance(dx, Tensor) for dx in found)):
+        return None
+    return kinds.pop() if len(kinds) == 1 else dtypes.int64
 
 
 def _like(node: Node, name: str, found: Sequence[Any]) -> Tensor:
@@ -150,7 +199,7 @@ def _forward_again(node: Node, bodies: Sequence[Function], saved: Sequence[Seque
 
 def _backward(
     graph: Graph, name: str, back: Reverse, saved: Sequence[Sequence[Tensor]], number: int, outer: Sequence[Tensor],
-    given: Sequence[tuple[int, int]],
+    results: Sequence[_Result],
 ) -> tuple[FunctionName, list[DType]]:  # fmt: skip
     """The backward body of one branch, and the dtypes that it returns. Its arguments stand for `outer`."""
     with new_body(graph).as_default():
@@ -162,8 +211,34 @@ def _backward(
         seeds = len(arguments) - len(back.seeds)
         mapping.update(zip(back.seeds, arguments[seeds:], strict=True))
         found = back.emit(mapping)
-        results = [zeros_for(arguments[k]) if (dx := found[n]) is None else dx for n, k in given]
-    return add_function(graph, name, arguments, results), [tensor.dtype.base for tensor in results]
+        returned: list[Tensor] = []
+        for result in results:
+            dx, like = found[result.number], arguments[result.like]
+            if result.indices is not None:
+                returned += parts(_slices(dx, like, result.indices))
+            else:
+                returned.append(zeros_for(like) if dx is None else densify(dx))
+    return add_function(graph, name, arguments, returned), [tensor.dtype.base for tensor in returned]
+
+
+def _slices(dx: Tensor | IndexedSlices | None, like: Tensor, kind: DType) -> IndexedSlices:
+    """A gradient as slices with int64 shape: all rows of a dense one, no rows where there is none."""
+    if isinstance(dx, IndexedSlices):
+        indices = dx.indices if dx.indices.dtype is kind else raw.Cast(dx.indices, DstT=kind)
+        shape = dx.dense_shape if dx.dense_shape.dtype is dtypes.int64 else raw.Cast(dx.dense_shape, DstT=dtypes.int64)
+        return IndexedSlices(dx.values, indices, shape)
+    whole = zeros_for(like) if dx is None else dx
+    shape = raw.Shape(whole, out_type=dtypes.int64)
+    if dx is None:
+        none = np.array([0], np.int32)
+        return IndexedSlices(
+            raw.StridedSlice(whole, none, none, np.array([1], np.int32)),
+            whole.graph.constant(np.zeros(0, kind.numpy), kind),
+            shape,
+        )
+    rows = raw.Cast(raw.StridedSlice(shape, [0], [1], [1], shrink_axis_mask=1), DstT=kind)
+    zero, one = (whole.graph.constant(np.array(k, kind.numpy), kind) for k in (0, 1))
+    return IndexedSlices(whole, raw.Range(zero, rows, one), shape)
 
 
 _BRANCHES = "Tin: list(type), Tout: list(type), then_branch: func, else_branch: func, output_shapes: list(shape) = []"

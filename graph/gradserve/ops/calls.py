@@ -10,7 +10,7 @@ from gradserve.graph.graph import IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
 from gradserve.graph.shapes import Shape
-from gradserve.ops.bodies import Call, is_unused, output_shapes, parts, reverse
+from gradserve.ops.bodies import Call, is_unused, output_shapes, parts, reverse, unread, zeros_for
 
 
 def _shapes(args: Sequence[Tensor], *, node: Node) -> list[Shape]:
@@ -29,9 +29,11 @@ def _gradient(
     wanted = [k for k, x in enumerate(args) if sweep.wants(x)]
     seeded = [k for k, dy in enumerate(dys) if not is_unused(dy)]
     back = reverse(function, sweep, seeded, wanted)
+    missing = [k for k, dx in zip(wanted, back.found, strict=True) if dx is None]
+    zeros = {k: zeros_for(args[k]) for k in sorted(unread([function], sweep, dys, missing))}
     results = [part for dx in back.found if dx is not None for part in parts(dx)]
     if not results:
-        return [[None] * len(args)]
+        return [[zeros.get(k) for k in range(len(args))]]
     called = add_function(node.graph, f"{function.name}_grad", [*back.body.inputs, *back.seeds], results)
     op = getattr(raw, node.type)
     found = op.outputs(
@@ -39,7 +41,7 @@ def _gradient(
         **{FORWARD: node.name},
     )  # fmt: skip
     entries = dict(zip(wanted, entries_of(back.found, iter(found)), strict=True))
-    return [[entries.get(k) for k in range(len(args))]]
+    return [[zeros.get(k, entries.get(k)) for k in range(len(args))]]
 
 
 def entries_of(found: Sequence[Any], results: Iterator[Tensor]) -> list[Any]:

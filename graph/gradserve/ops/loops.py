@@ -3,7 +3,8 @@
 What the backward body reads of each round is stacked by a second forward loop, in one TensorList a value; it counts
 the rounds, too. What stays the same in all rounds is not stacked but passed to the backward loop as it is. Another
 gradient of the loop takes the stacks that are there. As in TensorFlow, a variable that no y depends on has gradient 0,
-but none at all in a loop that was one of TF1's frames.
+but none at all in a loop that was one of TF1's frames; and there the gradients of what stays the same add up beside the
+loop, so that rows of a table stay rows.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from gradserve.errors import InvalidArgument, InvalidGraph, LimitExceeded
+from gradserve.graph import dtypes
 from gradserve.graph.functions import FORWARD, Function, Spec, add_function, argument, copy_of, new_body, spec_of
-from gradserve.graph.graph import FunctionName, Node, Tensor
+from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
 from gradserve.graph.op import define, raw
 from gradserve.graph.raising import RAISED
 from gradserve.graph.shapes import Shape, widen
+from gradserve.graph.symbolic import concat, part, shape_of
 from gradserve.ops.bodies import (
     Call,
     Reverse,
@@ -33,6 +36,7 @@ from gradserve.ops.bodies import (
 )
 from gradserve.ops.branches import truth
 from gradserve.ops.recurrence import through
+from gradserve.ops.slices import densify
 
 ROUNDS = "_gradserve_rounds"
 """The attr of a loop that counts its rounds: the place of the count among its outputs."""
@@ -90,17 +94,79 @@ def _gradient(
         wanted = [k for k in wanted if not set(used).isdisjoint(_reached(body, [k]))]
     if not wanted:
         return [[None] * len(inputs)]
-    resources = [k for k in wanted if specs[k].dtype.kind == "r"]
     moving = [k for k in _moving(body, wanted) if k < len(inputs)]
-    back = reverse(body, sweep, moving, [*moving, *resources])
+    apart = [k for k in moving if RAISED in node.attrs and _stays(body, k) and is_unused(dys[k])]
+    apart += [k for k in wanted if specs[k].dtype.kind == "r"]
+    moving = [k for k in moving if k not in apart]
+    back = reverse(body, sweep, moving, [*moving, *apart])
     fixed = {k: t for k, t in enumerate(back.body.inputs) if back.body.outputs[k] is t or t.dtype.kind == "r"}
     saved = [t for t in back.captures if t not in fixed.values()]
     rounds, stacks = _stacked(full, specs, back, saved)
-    starts = [dys[k] for k in moving] + [zeros_for(inputs[k]) for k in resources]
-    invariant = [k for k, t in fixed.items() if t in back.captures or k in resources]
-    found = _backward(node, back, saved, rounds, starts, stacks, [(k, inputs[k]) for k in invariant])
-    entries = dict(zip([*moving, *resources], found, strict=True))
-    return [[entries[k] if k in wanted else None for k in range(len(inputs))]]
+    sums = [
+        _Rows(inputs[k], dx) if RAISED in node.attrs and isinstance(dx, IndexedSlices) else _Sum(inputs[k])
+        for k, dx in zip(apart, back.found[len(moving) :], strict=True)
+    ]
+    invariant = [k for k, t in fixed.items() if t in back.captures or k in apart]
+    found = _backward(
+        node, back, saved, rounds, [dys[k] for k in moving], sums, stacks, [(k, inputs[k]) for k in invariant]
+    )
+    entries = dict(zip([*moving, *apart], found, strict=True))
+    return [[entries.get(k) if k in wanted else None for k in range(len(inputs))]]
+
+
+def _stays(body: Function, k: int) -> bool:
+    """Whether an array is the same in all rounds."""
+    return body.outputs[k] is body.inputs[k] and body.inputs[k].dtype.kind != "v"
+
+
+class _Sum:
+    """The gradient of what stays the same: the sum over the rounds.
+
+    Attributes:
+        starts: what the backward loop carries for it.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.starts = [zeros_for(x)]
+
+    def add(self, carried: Sequence[Tensor], dx: Tensor | IndexedSlices | None) -> list[Tensor]:
+        """What is carried after a round."""
+        return [carried[0] if dx is None else carried[0] + densify(dx)]
+
+    def result(self, carried: Sequence[Tensor]) -> Tensor | IndexedSlices:
+        """The gradient after the last round."""
+        return carried[0]
+
+
+class _Rows(_Sum):
+    """The gradient of a table of which each round reads rows: the rows of all rounds, in two lists."""
+
+    def __init__(self, x: Tensor, dx: IndexedSlices) -> None:
+        self._whole = zeros_for(x) if x.dtype.kind == "r" else x
+        self._values = concat(np.array([-1], np.int32), part(shape_of(self._whole), 1))
+        self._indices = np.array([-1], np.int32)
+        self.starts = [
+            raw.EmptyTensorList(shape, np.int32(-1), element_dtype=rows.dtype.base, name="rows")
+            for shape, rows in ((self._values, dx.values), (self._indices, dx.indices))
+        ]
+        self._kinds = dx.values.dtype.base, dx.indices.dtype.base
+
+    def add(self, carried: Sequence[Tensor], dx: Tensor | IndexedSlices | None) -> list[Tensor]:
+        assert isinstance(dx, IndexedSlices)
+        return [
+            raw.TensorListPushBack(held, rows, element_dtype=kind)
+            for held, rows, kind in zip(carried, (dx.values, dx.indices), self._kinds, strict=True)
+        ]
+
+    def result(self, carried: Sequence[Tensor]) -> Tensor | IndexedSlices:
+        values, indices = (
+            raw.TensorListConcatV2.outputs(held, shape, np.zeros(0, np.int64), element_dtype=kind)[0]
+            for held, shape, kind in zip(carried, (self._values, self._indices), self._kinds, strict=True)
+        )
+        shape = shape_of(self._whole)
+        return IndexedSlices(
+            values, indices, shape if isinstance(shape, Tensor) else values.graph.constant(shape, dtypes.int32)
+        )
 
 
 def _moving(body: Function, wanted: Sequence[int]) -> list[int]:
@@ -185,16 +251,17 @@ def _forward_again(node: Node, specs: Sequence[Spec], body: Function, saved: Seq
 
 
 def _backward(
-    node: Node, back: Reverse, saved: Sequence[Tensor], rounds: Tensor, starts: Sequence[Any],
-    stacks: Sequence[Tensor], invariant: Sequence[tuple[int, Tensor]],
-) -> list[Tensor]:  # fmt: skip
-    """The cotangents at the start of the loop: of the variables that move, then of resources, which add up."""
+    node: Node, back: Reverse, saved: Sequence[Tensor], rounds: Tensor, cotangents: Sequence[Any],
+    sums: Sequence[_Sum], stacks: Sequence[Tensor], invariant: Sequence[tuple[int, Tensor]],
+) -> list[Tensor | IndexedSlices]:  # fmt: skip
+    """The cotangents at the start of the loop: of the variables that move, then the sums."""
     graph = node.graph
+    starts = [*cotangents, *(start for one in sums for start in one.starts)]
     inputs = [graph.constant(np.int32(0)), rounds, *starts, *stacks, *(x for _, x in invariant)]
     with new_body(graph).as_default():
         arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(_backward_specs(inputs, back, starts))]
         place, last = arguments[:2]
-        cotangents = arguments[2 : 2 + len(starts)]
+        carried = arguments[2 : 2 + len(starts)]
         lists = arguments[2 + len(starts) : 2 + len(starts) + len(stacks)]
         fixed = arguments[2 + len(starts) + len(stacks) :]
         popped = [
@@ -203,17 +270,26 @@ def _backward(
         ]
         given = {back.body.inputs[k]: local for (k, _), local in zip(invariant, fixed, strict=True)}
         given.update(zip(saved, (value for _, value in popped), strict=True))
-        given.update(zip(back.seeds, cotangents, strict=False))
+        given.update(zip(back.seeds, carried, strict=False))
         found = back.emit(given)
-        moved = [raw.ZerosLike(c) if dx is None else dx for dx, c in zip(found, cotangents, strict=True)]
-        for k in range(len(back.seeds), len(starts)):
-            moved[k] = cotangents[k] + moved[k]
+        moving = list(zip(carried, found, strict=False))[: len(cotangents)]
+        moved = [raw.ZerosLike(c) if dx is None else densify(dx) for c, dx in moving]
+        for one, own, dx in zip(sums, _each(sums, carried[len(cotangents) :]), found[len(cotangents) :], strict=True):
+            moved += one.add(own, dx)
         outputs = [place + 1, last, *moved, *(rest for rest, _ in popped), *fixed]
         body = add_function(graph, f"{back.body.name}_grad", arguments, outputs)
     with new_body(graph).as_default():
         arguments = [argument(spec_of(x), f"argument_{k}") for k, x in enumerate(inputs)]
         condition = add_function(graph, f"{back.body.name}_grad_cond", arguments, [raw.Less(*arguments[:2])])
-    return _loop(node, inputs, condition, body)[2 : 2 + len(starts)]
+    ended = _loop(node, inputs, condition, body)[2 : 2 + len(starts)]
+    added = _each(sums, ended[len(cotangents) :])
+    return [*ended[: len(cotangents)], *(one.result(own) for one, own in zip(sums, added, strict=True))]
+
+
+def _each(sums: Sequence[_Sum], carried: Sequence[Tensor]) -> list[list[Tensor]]:
+    """What is carried for each sum."""
+    rest = iter(carried)
+    return [[next(rest) for _ in one.starts] for one in sums]
 
 
 def _backward_specs(inputs: Sequence[Tensor], back: Reverse, starts: Sequence[Tensor]) -> list[Spec]:
