@@ -85,8 +85,13 @@ def _digamma(xp: Any, x: Any) -> Any:
 unary("Digamma", _digamma, _digamma_gradient, types="floating", domain="positive")
 
 
+def _hurwitz(xp: Any, x: Any, q: Any) -> Any:
+    """ζ(x, q), which vanishes as q grows; JAX has NaN at infinity."""
+    return xp.where((x > 1) & (q == float("inf")), 0, special(xp).zeta(x, q))
+
+
 def _zeta(xp: Any, x: Any, q: Any) -> Any:
-    return special(xp).zeta(x, q).astype(x.dtype)
+    return _hurwitz(xp, x, q).astype(x.dtype)
 
 
 def _polygamma(xp: Any, a: Any, x: Any) -> Any:
@@ -96,7 +101,7 @@ def _polygamma(xp: Any, a: Any, x: Any) -> Any:
     """
     functions = special(xp)
     sign = xp.where(a % 2 == 0, -xp.ones_like(a), xp.ones_like(a))
-    higher = sign * xp.exp(functions.gammaln(a + 1)) * functions.zeta(a + 1, x)
+    higher = sign * xp.exp(functions.gammaln(a + 1)) * _hurwitz(xp, a + 1, x)
     value = xp.where(a == 0, functions.digamma(x), higher)
     torn = (a % 2 == 0) & _is_pole(xp, x)
     return xp.where((a >= 0) & (a == xp.floor(a)) & ~torn, value, float("nan")).astype(x.dtype)

@@ -1,4 +1,5 @@
-"""Kernels of the xla engine's own, for ops whose reference kernel only NumPy can run: JAX has the primitive.
+"""Kernels of the xla engine's own, for ops whose reference kernel NumPy alone runs, or runs rightly: JAX has the
+primitive.
 
 They take arrays of jax.numpy under a trace, and give what the reference gives.
 """
@@ -58,7 +59,15 @@ def _tridiagonal(xp: Any, diagonals: Any, b: Any, *, perturb_singular: bool) -> 
     return x
 
 
+def _complex(xp: Any, real: Any, imag: Any, *, Tout: Any) -> Any:
+    """The primitive: jax.numpy makes real + i imag of the parts, and NaN of an infinite imaginary one."""
+    from jax import lax
+
+    return lax.complex(*xp.broadcast_arrays(real, imag)).astype(Tout.numpy)
+
+
 KERNELS: Mapping[str, BoundRule] = {
+    "Complex": BoundRule(_complex),
     "Lu": BoundRule(_lu),
     "MatrixExponential": BoundRule(_exponential),
     "TridiagonalSolve": BoundRule(_tridiagonal),
