@@ -20,25 +20,29 @@ def _examples() -> list[catalogue.Example]:
     return list(_OP.examples(Draw(lambda low, high: high)))
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("number", range(3))
-def test_the_gradient_of_the_loss_agrees_with_differences(number: int) -> None:
-    built = Built(_OP, _examples()[number])
+def test_the_gradient_of_the_loss_agrees_with_differences(number: int, known_shapes: bool) -> None:
+    built = Built(_OP, _examples()[number], known_shapes=known_shapes)
     check(built.outputs[:1], built.sources, built.values, order=1)
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("number", range(3))
-def test_higher_orders_agree_with_differences(number: int) -> None:
-    built = Built(_OP, _examples()[number])
+def test_higher_orders_agree_with_differences(number: int, known_shapes: bool) -> None:
+    built = Built(_OP, _examples()[number], known_shapes=known_shapes)
     check(built.outputs, built.sources, built.values, order=2)
     (dx,) = gradients(built.outputs[0], built.sources)
     assert isinstance(dx, Tensor)
     check([dx], built.sources, built.values, order=2)
 
 
-def test_a_sequence_without_steps_labels_or_path_has_no_curvature() -> None:
+@pytest.mark.parametrize("known_shapes", [True, False])
+def test_a_sequence_without_steps_labels_or_path_has_no_curvature(known_shapes: bool) -> None:
     labels = np.array([[1, 0], [1, 1], [1, 2]]), np.array([1, 1, 0], np.int32), np.array([3, 2, 0], np.int32)
     inputs = np.random.default_rng(0).standard_normal((3, 3, 3))
-    built = Built(_OP, catalogue.call(inputs, *labels, ignore_longer_outputs_than_inputs=True))
+    example = catalogue.call(inputs, *labels, ignore_longer_outputs_than_inputs=True)
+    built = Built(_OP, example, known_shapes=known_shapes)
     check(built.outputs, built.sources, built.values, order=2)
     (dx,) = gradients(built.outputs[1], built.sources, grad_ys=[inputs])
     assert isinstance(dx, Tensor)
@@ -47,11 +51,18 @@ def test_a_sequence_without_steps_labels_or_path_has_no_curvature() -> None:
     assert not curved[:, 1:].any()
 
 
-def test_a_second_order_over_an_unknown_number_of_steps_is_refused_with_what_to_do() -> None:
-    built = Built(_OP, _examples()[0], known_shapes=False)
-    (dx,) = gradients(built.outputs[0], built.sources)
-    with pytest.raises(LookupError, match="static number of steps"):
-        gradients(dx, built.sources)
+@pytest.mark.parametrize("known_shapes", [True, False])
+@pytest.mark.parametrize("shape", [(0, 2, 3), (4, 0, 3), (20, 1, 3)])
+def test_no_steps_no_sequences_and_many_steps(shape: tuple[int, int, int], known_shapes: bool) -> None:
+    steps, batch, _ = shape
+    count = min(steps, 2) * batch
+    at, values = np.zeros((count, 2), np.int64), np.arange(count, dtype=np.int32)
+    at[:, 1] = values
+    example = catalogue.call(
+        np.random.default_rng(1).standard_normal(shape), at, values, np.full(batch, steps, np.int32)
+    )
+    built = Built(_OP, example, known_shapes=known_shapes)
+    check(built.outputs, built.sources, built.values, order=2)
 
 
 def test_too_many_labels_for_the_steps_are_an_error_that_names_the_sequence() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
-from gradserve.errors import GradserveError, NoGradient
+from gradserve.errors import GradserveError, Unsupported
 from gradserve.graph import op as catalogue
 from gradserve.graph.graph import Graph
 from gradserve.graph.op import raw
@@ -21,17 +21,18 @@ from tests.ops.draw import Draw
 _search = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("name", ["CudnnRNN", "CudnnRNNV3"])
 @_search
 @given(data=st.data())
-def test_two_orders_agree_with_central_differences(name: str, data: st.DataObject) -> None:
+def test_two_orders_agree_with_central_differences(name: str, known_shapes: bool, data: st.DataObject) -> None:
     examples = catalogue.lookup(name).examples
     assert examples is not None
     draw = Draw(lambda low, high: data.draw(st.integers(low, high)), data.draw(st.integers(0, 99)))
     for example in examples(draw):
         if example.attrs["rnn_mode"] == "rnn_relu":
             continue  # kinks
-        built = Built(catalogue.lookup(name), example)
+        built = Built(catalogue.lookup(name), example, known_shapes=known_shapes)
         check(built.outputs[:3], built.sources, built.values, order=2)
 
 
@@ -107,19 +108,42 @@ def test_what_can_not_be_computed_is_refused(attrs: dict[str, Any], message: str
         _outputs(attrs.pop("rnn_mode"), _ramp(attrs.pop("params")), **attrs)
 
 
-def test_the_batch_may_be_unknown_to_the_gradient_and_time_may_not() -> None:
-    draw = Draw(lambda low, high: high)
-    for shape in ((3, None, 3), (None, 2, 3)):
-        graph = Graph()
-        with graph.as_default():
-            x = raw.Placeholder(dtype=np.float64, shape=shape)
-            state = raw.Placeholder(dtype=np.float64, shape=(1, shape[1], 2))
-            output = raw.CudnnRNN.outputs(x, state, state, draw.unit(56))[0]
-            if shape[0] is None:
-                with pytest.raises(NoGradient, match="static sizes"):
-                    gradients([output], [x])
-                continue
-            (dx,) = gradients([output], [x])
-        (value,) = run([dx], [x, state], [draw.unit(3, 2, 3), np.zeros((1, 2, 2))])  # type: ignore[list-item]
-        assert value.shape == (3, 2, 3)
-        assert value.any()
+def _derivative(mode: str, order: int, unknown: Any) -> Any:
+    """A derivative by x of two layers in both directions; `unknown` names a size that the graph leaves open."""
+    sizes = {"steps": 3, "batch": 1, "inputs": 5, "units": 2, "states": 4}
+    shapes = [("steps", "batch", "inputs"), *[("states", "batch", "units")] * 2]
+    values = [_ramp(*(sizes[axis] for axis in shape)) for shape in shapes]
+    gates = {"lstm": 4, "gru": 3}[mode]
+    params = _ramp(2 * gates * 2 * (5 + 2 + 2 + 4 + 2 + 2)) * 0.7
+    with Graph().as_default():
+        xs = [
+            raw.Placeholder(
+                dtype=np.float64,
+                shape=None if unknown == "everything" else tuple(None if k == unknown else sizes[k] for k in shape),
+            )
+            for shape in shapes
+        ]
+        y = raw.CudnnRNN.outputs(*xs, params, rnn_mode=mode, direction="bidirectional")[0]
+        for _ in range(order):
+            (y,) = gradients([raw.Square(y)], xs[:1])  # type: ignore[list-item]
+        return run([y], xs, values)[0]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("mode", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("order", "unknown"), [(3, "steps"), (3, "batch"), (3, "units"), (3, "states"), (2, "everything")]
+)
+def test_what_is_not_known_gives_the_derivatives_of_what_is(mode: str, order: int, unknown: str) -> None:
+    expected = _derivative(mode, order, "nothing")
+    assert np.abs(expected).min() > 1e-9
+    np.testing.assert_allclose(_derivative(mode, order, unknown), expected, rtol=1e-8)
+
+
+def test_layers_that_turn_out_to_skip_their_input_matrix_have_no_derivative_either() -> None:
+    x, state = _ramp(3, 2, 2), np.zeros((1, 2, 2))
+    with Graph().as_default():
+        source = raw.Placeholder(dtype=np.float64, shape=None)
+        y = raw.CudnnRNN.outputs(source, state, state, _ramp(48), input_mode="auto_select")[0]
+        (dx,) = gradients([y], [source])
+    with pytest.raises(Unsupported, match="skip their input matrix"):
+        run([dx], [source], [x])  # type: ignore[list-item]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
-from gradserve.errors import NoGradient
 from gradserve.graph import op as catalogue
 from gradserve.graph.graph import Graph
 from gradserve.graph.op import raw
+from gradserve.ops import scan
 from tests.ops.differences import Built, check, run
 from tests.ops.draw import Draw
 from tests.ops.precision import in_double_precision
@@ -42,32 +42,36 @@ def _double(value: Any) -> Any:
     return value.astype(np.float64) if value.dtype == np.float32 else value
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("name", [*_BLOCKS, *_CELLS])
 @_search
 @given(data=st.data())
-def test_two_orders_agree_with_central_differences(name: str, data: st.DataObject) -> None:
+def test_two_orders_agree_with_central_differences(name: str, known_shapes: bool, data: st.DataObject) -> None:
     for example in _examples(name, data):
-        built = Built(catalogue.lookup(name), example)
+        built = Built(catalogue.lookup(name), example, known_shapes=known_shapes)
         # The last output alone: what is nearly always asked for. All of them: every cotangent of the cell.
         check(built.outputs[-1:], built.sources, built.values, order=2)
         check(built.outputs, built.sources, built.values, order=1)
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("name", _BACKWARD)
 @_search
 @given(data=st.data())
-def test_gradient_ops_agree_with_central_differences(name: str, data: st.DataObject) -> None:
+def test_gradient_ops_agree_with_central_differences(name: str, known_shapes: bool, data: st.DataObject) -> None:
     for example in _examples(name, data):
-        built = Built(catalogue.lookup(name), example)
-        check(built.outputs, built.sources, built.values, order=1)
+        built = Built(catalogue.lookup(name), example, known_shapes=known_shapes)
+        check(built.outputs, built.sources, built.values, order=2 if known_shapes else 1)
 
 
+@pytest.mark.parametrize("known_shapes", [True, False])
 @pytest.mark.parametrize("name", [*_BLOCKS, *_CELLS])
-def test_a_third_order_agrees_with_central_differences(name: str) -> None:
+def test_a_third_order_agrees_with_central_differences(name: str, known_shapes: bool) -> None:
     examples = catalogue.lookup(name).examples
     assert examples is not None
     example = examples(Draw(lambda low, high: min(high, 2)))[0]
-    built = Built(catalogue.lookup(name), example._replace(inputs=tuple(map(_double, example.inputs))))
+    example = example._replace(inputs=tuple(map(_double, example.inputs)))
+    built = Built(catalogue.lookup(name), example, known_shapes=known_shapes)
     check(built.outputs[-1:], built.sources, built.values, order=3)
 
 
@@ -93,25 +97,26 @@ def test_steps_past_the_limit_have_no_share() -> None:
     assert not after[2:].any()
 
 
-def test_a_limit_that_is_fed_gives_the_derivatives_of_one_that_is_known() -> None:
-    value = Draw(lambda low, high: high).unit(4, 2, 2)
-    found: list[Any] = []
-    for fed in (True, False):
-        graph, h, x = _block(
-            lambda graph, fed=fed: raw.Placeholder(dtype=np.int64, shape=()) if fed else graph.constant(np.int64(2)), 4
-        )
-        with graph.as_default():
-            (dx,) = gradients([h], [x])
-            (second,) = gradients([raw.Sum(raw.Square(dx), np.arange(3))], [x])
-        feeds = [x, *(node.outputs[0] for node in graph.nodes if node.type == "Placeholder" and node is not x.node)]
-        found.append(run([second], feeds, [value, np.int64(2)][: len(feeds)])[0])  # type: ignore[list-item]
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
-    assert found[0][:2].any()
-
-
-def test_a_second_derivative_over_an_unknown_number_of_steps_says_what_to_do() -> None:
-    graph, h, x = _block(lambda graph: graph.constant(np.int64(2)), None)
+def _second(limit: Any, steps: int | None) -> Any:
+    """A second derivative by x of a block of 20 steps of which 18 count, more than stand side by side in a graph."""
+    fed = isinstance(limit, str)
+    graph, h, x = _block(
+        lambda graph: raw.Placeholder(dtype=np.int64, shape=(), name=limit) if fed else graph.constant(limit), steps
+    )
     with graph.as_default():
         (dx,) = gradients([h], [x])
-        with pytest.raises(NoGradient, match="static number of steps"):
-            gradients([dx], [x])
+        (second,) = gradients([raw.Sum(raw.Square(dx), np.arange(3))], [x])  # type: ignore[arg-type]
+    feeds, values = [x], [np.sin(np.arange(80.0)).reshape(20, 2, 2)]
+    if fed:
+        feeds, values = [x, graph.tensor(f"{limit}:0")], [*values, np.int64(18)]
+    return run([second], feeds, values)[0]  # type: ignore[list-item]
+
+
+def test_what_is_not_known_gives_the_derivatives_of_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scan, "MOST_SIDE_BY_SIDE", 20)
+        expected = _second(np.int64(18), 20)
+    assert expected[:18].all()
+    assert not expected[18:].any()
+    for limit, steps in ((np.int64(18), 20), ("limit", 20), (np.int64(18), None), ("limit", None)):
+        np.testing.assert_allclose(_second(limit, steps), expected, rtol=1e-9)

@@ -173,6 +173,7 @@ def add_function(
     """Adds the body that computes the outputs from the inputs, its Placeholders, to the library of a graph."""
     library = graph.library
     name = library.unique_name(hint)
+    given = frozenset(inputs)
     body = inputs[0].graph if inputs else outputs[0].graph
     definition = graph_pb2.FunctionDef()
     definition.signature.name = name
@@ -181,7 +182,7 @@ def add_function(
     for position, tensor in enumerate(outputs):
         out = f"output_{position}"
         definition.signature.output_arg.add(name=out, type=tensor.dtype.base.number)  # pyright: ignore
-        definition.ret[out] = _named_output(tensor, inputs)
+        definition.ret[out] = _named_output(tensor, given)
     for node in effects:
         definition.signature.control_output.append(node.name)
         definition.control_ret[node.name] = node.name
@@ -192,16 +193,16 @@ def add_function(
             copy = definition.node_def.add()
             copy.CopyFrom(message)
             del copy.input[:]
-            copy.input.extend(_named_output(tensor, inputs) for tensor in node.inputs)
+            copy.input.extend(_named_output(tensor, given) for tensor in node.inputs)
             copy.input.extend(f"^{control.name}" for control in node.control_inputs)
     library.add(definition)
     return FunctionName(name, {})
 
 
-def _named_output(tensor: Tensor, inputs: Sequence[Tensor]) -> str:
+def _named_output(tensor: Tensor, given: frozenset[Tensor]) -> str:
     """`node:output:index`, or the argument's name."""
     node = tensor.node
-    if any(tensor is given for given in inputs):
+    if tensor in given:
         return node.name
     if node.op is None:
         return f"{node.name}:output:{tensor.index}"

@@ -13,6 +13,9 @@ from gradserve.graph.op import raw
 IntVector = Any
 """A NumPy int32 vector, or a Tensor of one: what the shape inputs of raw ops take."""
 
+Size = Any
+"""The size of an axis: an int, or an int32 scalar Tensor where it is not known."""
+
 
 def shape_of(x: Tensor) -> IntVector:
     """The shape of x."""
@@ -67,6 +70,19 @@ def product(vector: IntVector) -> IntVector:
     if not isinstance(vector, Tensor):
         return np.array([np.prod(vector, dtype=np.int64)], np.int32)
     return raw.Reshape(raw.Prod(vector, np.array([0], np.int32)), np.array([1], np.int32))
+
+
+def size_of(x: Tensor, axis: int) -> Size:
+    """The size of one axis of x."""
+    size = None if x.shape is None else x.shape[axis]
+    return raw.Shape(x)[axis] if size is None else size
+
+
+def vector(*sizes: Size) -> IntVector:
+    """The vector of these sizes."""
+    if any(isinstance(size, Tensor) for size in sizes):
+        return raw.Pack([size if isinstance(size, Tensor) else np.int32(size) for size in sizes])
+    return np.array(sizes, np.int32)
 
 
 def rank_of(x: Tensor) -> Any:

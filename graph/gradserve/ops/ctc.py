@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument, UndefinedGradient
+from gradserve.errors import InvalidArgument
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
+from gradserve.graph.symbolic import is_zero
 from gradserve.ops.ctc_curvature import hessian_times
 
 Array = np.ndarray[Any, Any]
@@ -99,16 +100,9 @@ def _loss_gradient(
     """The op's second output is the derivative of the first one; its own is the Hessian (TensorFlow has none)."""
     scale = raw.ExpandDims(raw.ExpandDims(dloss, np.int32(0)), np.int32(-1))
     dinputs = scale * gradient
-    if dgradient.node.type != "ZerosLike":
-        steps = None if inputs.shape is None else inputs.shape[0]
-        if steps is None:
-            raise UndefinedGradient(
-                f"The second derivative of {node.type} ({node.name}) unrolls time: give its inputs a static number of "
-                "steps.",
-                tensor=gradient.name,
-            )
+    if not is_zero(dgradient):
         dinputs += hessian_times(
-            dgradient, inputs, indices, values, lengths, steps=steps, blank=0 if node.type == "CTCLossV2" else None,
+            dgradient, inputs, indices, values, lengths, blank=0 if node.type == "CTCLossV2" else None,
             collapse=preprocess_collapse_repeated, merge=ctc_merge_repeated,
         )  # fmt: skip
     return dinputs, None, None, None

@@ -6,7 +6,7 @@ forward and backward variables α and β of Graves, Fernández, Gomez and Schmid
 log Z with e the log probability of what the state emits. Here each of them goes together with its derivative along
 the vector. The loss is a function of the logits, so its Hessian is symmetric and the product is the cotangent.
 
-All states at one time are one vector, and time is unrolled: the number of steps must be known.
+All states at one time are one vector, a row of a scan over time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import raw
+from gradserve.graph.symbolic import shape_of, size_of
+from gradserve.ops.scan import scan
 
 _NEVER = -1e30
 """The logarithm of the probability 0; finite, so that differences of two of them are not NaN."""
@@ -27,7 +29,7 @@ _SWAP = np.array([1, 0, 2], np.int32)
 
 
 class _Dual(NamedTuple):
-    """A value and its derivative along the vector, both [batch, states]."""
+    """A value and its derivative along the vector, both [batch, states] or, for all times, [steps, batch, states]."""
 
     value: Tensor
     moved: Tensor
@@ -53,26 +55,31 @@ class _Moves(NamedTuple):
 
 def hessian_times(
     vector: Tensor, inputs: Tensor, indices: Tensor, values: Tensor, lengths: Tensor, *,
-    steps: int, blank: int | None, collapse: bool, merge: bool,
+    blank: int | None, collapse: bool, merge: bool,
 ) -> Tensor:  # fmt: skip
     """The Hessian of the summed losses with respect to `inputs` times `vector`, both [steps, batch, classes].
 
     `indices`, `values` and `lengths` are CTCLoss's own; `blank` is None where it is the last class.
     """
     emits, moves = _states(indices, values, inputs, blank, collapse, merge)
-    x, v = raw.Transpose(inputs, _SWAP), raw.Transpose(vector, _SWAP)
-    softmax = raw.Softmax(x)
-    centred = v - raw.Sum(softmax * v, _LAST, keep_dims=True)
-    emitted = [raw.BatchMatMulV2(each, emits, adj_y=True) for each in (raw.LogSoftmax(x), centred)]
-    ticks = [_Dual(*pair) for pair in zip(*(raw.Unpack.outputs(e, num=steps, axis=1) for e in emitted), strict=True)]
-    ahead, behind = _ahead(ticks, moves, lengths), _behind(ticks, moves, lengths)
-    whole = _log_sum([ahead[-1].plus(moves.ends)], over_states=True)
-    possible = raw.Greater(whole.value, _NEVER / 2)
-    counted = [raw.LogicalAnd(possible, _before(t, lengths)) for t in range(steps)]
-    moved = [_occupancy_moved(*each, whole) for each in zip(counted, ahead, behind, ticks, strict=True)]
-    share = raw.BatchMatMulV2(raw.Pack(moved, axis=1), emits)
-    within = raw.Cast(raw.Pack(counted, axis=1), DstT=inputs.dtype)
-    return raw.Transpose(softmax * centred * within - share, _SWAP)
+    softmax = raw.Softmax(inputs)
+    centred = vector - raw.Sum(softmax * vector, _LAST, keep_dims=True)
+    emitted = _Dual(*(_per_sequence(x, emits, adj_y=True) for x in (raw.LogSoftmax(inputs), centred)))
+    time = raw.Range(0, size_of(inputs, 0), 1)
+    within = raw.Less(time[:, None], lengths)[:, :, None]
+    goes_on = raw.Less(time[:, None] + 1, lengths)[:, :, None]
+    ahead, last = _ahead(emitted, moves, raw.Equal(time, 0), within)
+    behind = _behind(emitted, moves, goes_on)
+    whole = _log_sum([last.plus(moves.ends)], over_states=True)
+    counted = raw.LogicalAnd(raw.Greater(whole.value, _NEVER / 2), within)
+    moved = _occupancy_moved(counted, ahead, behind, emitted, whole)
+    share = _per_sequence(moved, emits)
+    return softmax * centred * raw.Cast(counted, DstT=inputs.dtype) - share
+
+
+def _per_sequence(x: Tensor, matrices: Tensor, *, adj_y: bool = False) -> Tensor:
+    """The products of x [steps, batch, m] and a matrix for each sequence [batch, m, n], or [batch, n, m] with adj_y."""
+    return raw.Transpose(raw.BatchMatMulV2(raw.Transpose(x, _SWAP), matrices, adj_y=adj_y), _SWAP)
 
 
 def _states(
@@ -119,37 +126,46 @@ def _differs_from_previous(x: Tensor) -> Tensor:
     return raw.NotEqual(x, before)
 
 
-def _ahead(ticks: Sequence[_Dual], moves: _Moves, lengths: Tensor) -> list[_Dual]:
-    """log α at each time: of all beginnings of a path that reach a state then; kept as it is after the last step."""
-    found = [ticks[0].plus(moves.starts)]
-    for t, emitted in enumerate(ticks[1:], 1):
-        last = found[-1]
-        reached = _log_sum([last.plus(moves.stays), _moved_on(last, 1), _moved_on(last, 2).plus(moves.skips)])
-        found.append(_choose(_before(t, lengths), _emit(emitted, reached), last))
-    return found
+def _ahead(emitted: _Dual, moves: _Moves, is_first: Tensor, within: Tensor) -> tuple[_Dual, _Dual]:
+    """log α at all times, and at the last one: of all beginnings of a path that reach a state then.
+
+    It is kept as it is after the last step of a sequence.
+    """
+
+    def step(state: Sequence[Tensor], rows: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[_Dual, _Dual]:
+        last, emitted, (first, goes_on), (stays, skips, starts) = _Dual(*state), _Dual(*rows[:2]), rows[2:], fixed
+        reached = _log_sum([last.plus(stays), _moved_on(last, 1), _moved_on(last, 2).plus(skips)])
+        begun = _Dual(starts, raw.ZerosLike(reached.moved))
+        found = _choose(goes_on, _emit(emitted, _choose(first, begun, reached)), last)
+        return found, found
+
+    nothing = raw.ZerosLike(moves.starts)
+    # A sequence without steps has no path.
+    before = raw.Fill(raw.Shape(nothing), raw.Cast(_NEVER, DstT=nothing.dtype))
+    rows = [*emitted, is_first, within]
+    last, found = scan(step, [before, nothing], rows, [moves.stays, moves.skips, moves.starts], [shape_of(nothing)] * 2)
+    return _Dual(*found), _Dual(*last)
 
 
-def _behind(ticks: Sequence[_Dual], moves: _Moves, lengths: Tensor) -> list[_Dual]:
-    """log β at each time: of all ends of a path that leave from a state then, what it emits there included."""
-    nothing = raw.ZerosLike(ticks[0].value)
-    ends = _Dual(moves.ends + nothing, nothing)
-    found = [ends]
-    for t, emitted in reversed(list(enumerate(ticks, 1))):
-        after = found[-1]
-        left = _log_sum([after.plus(moves.stays), _moved_on(after, -1), _moved_on(after.plus(moves.skips), -2)])
-        found.append(_emit(emitted, _choose(_before(t, lengths), left, ends)))
-    return found[:0:-1]
+def _behind(emitted: _Dual, moves: _Moves, goes_on: Tensor) -> _Dual:
+    """log β at all times: of all ends of a path that leave from a state then, what it emits there included."""
+
+    def step(state: Sequence[Tensor], rows: Sequence[Tensor], fixed: Sequence[Tensor]) -> tuple[_Dual, _Dual]:
+        after, emitted, (stays, skips, ends) = _Dual(*state), _Dual(*rows[:2]), fixed
+        left = _log_sum([after.plus(stays), _moved_on(after, -1), _moved_on(after.plus(skips), -2)])
+        found = _emit(emitted, _choose(rows[2], left, _Dual(ends, raw.ZerosLike(left.moved))))
+        return found, found
+
+    nothing = raw.ZerosLike(moves.ends)
+    fixed, shape = [moves.stays, moves.skips, moves.ends], shape_of(nothing)
+    _, found = scan(step, [moves.ends, nothing], [*emitted, goes_on], fixed, [shape] * 2, backwards=True)
+    return _Dual(*found)
 
 
 def _occupancy_moved(counted: Tensor, ahead: _Dual, behind: _Dual, emitted: _Dual, whole: _Dual) -> Tensor:
-    """The derivative of γ at one time, [batch, states]; 0 for sequences that are over or have no path."""
+    """The derivative of γ, [steps, batch, states]; 0 for sequences that are over or have no path."""
     log = raw.SelectV2(counted, ahead.value + behind.value - emitted.value - whole.value, _NEVER)
     return raw.Exp(log) * (ahead.moved + behind.moved - emitted.moved - whole.moved)
-
-
-def _before(t: int, lengths: Tensor) -> Tensor:
-    """Whether time t is one of a sequence's steps, [batch, 1]."""
-    return raw.ExpandDims(raw.Greater(lengths, t), np.int32(1))
 
 
 def _emit(emitted: _Dual, reached: _Dual) -> _Dual:

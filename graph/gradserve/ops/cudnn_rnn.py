@@ -13,52 +13,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument, UndefinedGradient, Unsupported
+from gradserve.errors import InvalidArgument, Unsupported
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node, Tensor
-from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, scalar_shape
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, raw, scalar_shape
 from gradserve.graph.shapes import Shape
+from gradserve.graph.symbolic import Size, size_of
 from gradserve.ops.recurrence import Arrays, Mathematics, Nodes, through
 
 
-class _Parameters(NamedTuple):
-    """Of one direction of one layer, a tuple entry a gate: matrices for x and h, biases for x and h."""
+class _Weights(NamedTuple):
+    """Of one direction of one layer, gate by gate: matrices `[gates * units, ...]` and biases `[gates * units]`."""
 
-    wx: Sequence[Any]
-    wh: Sequence[Any]
-    bx: Sequence[Any]
-    bh: Sequence[Any]
-
-
-class _State(NamedTuple):
-    h: Any
-    c: Any
+    wx: Any
+    wh: Any
+    bx: Any
+    bh: Any
 
 
-_Cell = Callable[[Mathematics, Sequence[Any], Sequence[Any], _State], _State]
-"""Takes, gate by gate, what x and what h contribute, and the state before."""
+_State = Sequence[Any]
+"""h, and c of an LSTM."""
+
+_Cell = Callable[[Mathematics, Any, Any, _State], _State]
+"""Takes what x and what h contribute, all gates side by side, and the state before."""
 
 
-def _lstm(m: Mathematics, by_x: Sequence[Any], by_h: Sequence[Any], state: _State) -> _State:
+def _lstm(m: Mathematics, by_x: Any, by_h: Any, state: _State) -> _State:
     """Gates: input, forget, new, output."""
-    i, f, g, o = (a + b for a, b in zip(by_x, by_h, strict=True))
-    c = m.sigmoid(f) * state.c + m.sigmoid(i) * m.tanh(g)
-    return _State(m.sigmoid(o) * m.tanh(c), c)
+    i, f, g, o = m.columns(by_x + by_h, 4)
+    c = m.sigmoid(f) * state[1] + m.sigmoid(i) * m.tanh(g)
+    return m.sigmoid(o) * m.tanh(c), c
 
 
-def _gru(m: Mathematics, by_x: Sequence[Any], by_h: Sequence[Any], state: _State) -> _State:
+def _gru(m: Mathematics, by_x: Any, by_h: Any, state: _State) -> _State:
     """Gates: reset, keep, new. The reset gate acts on the product with h."""
-    r, z = (m.sigmoid(a + b) for a, b in zip(by_x[:2], by_h[:2], strict=True))
-    new = m.tanh(by_x[2] + r * by_h[2])
-    return _State((1.0 - z) * new + z * state.h, state.c)
+    (rx, zx, nx), (rh, zh, nh) = m.columns(by_x, 3), m.columns(by_h, 3)
+    r, z = m.sigmoid(rx + rh), m.sigmoid(zx + zh)
+    return ((1.0 - z) * m.tanh(nx + r * nh) + z * state[0],)
 
 
-def _relu(m: Mathematics, by_x: Sequence[Any], by_h: Sequence[Any], state: _State) -> _State:
-    return _State(m.relu(by_x[0] + by_h[0]), state.c)
+def _relu(m: Mathematics, by_x: Any, by_h: Any, state: _State) -> _State:
+    return (m.relu(by_x + by_h),)
 
 
-def _tanh(m: Mathematics, by_x: Sequence[Any], by_h: Sequence[Any], state: _State) -> _State:
-    return _State(m.tanh(by_x[0] + by_h[0]), state.c)
+def _tanh(m: Mathematics, by_x: Any, by_h: Any, state: _State) -> _State:
+    return (m.tanh(by_x + by_h),)
 
 
 _CELLS: dict[str, tuple[_Cell, int]] = {
@@ -95,27 +94,102 @@ def _check_input_mode(node: Node, inputs: int, units: int) -> None:
         raise Unsupported(f"{node.name}: layers that skip their input matrix are not supported.", node=node.name)
 
 
-# Parameters
+# The network
 
 
-def _unpacked(
-    m: Mathematics, params: Any, inputs: int, units: int, layers: int, directions: int, gates: int
-) -> list[_Parameters]:
-    """One entry a layer and direction."""
-    start = 0
+class _Network:
+    """The formula of a node. Layers are rows of a scan: all but the first have inputs of one size."""
 
-    def take(*shape: int) -> Any:
-        nonlocal start
-        count = int(np.prod(shape))
-        start += count
-        return m.reshape(params[start - count : start], shape)
+    def __init__(self, m: Mathematics, node: Node, lengths: Any) -> None:
+        self.m = m
+        self.lengths = lengths
+        self.cell, self.gates, self.directions = _checked(node)
+        self.batch_first = not node.attrs.get("time_major", True)
 
-    widths = [inputs if layer == 0 else units * directions for layer in range(layers) for _ in range(directions)]
-    matrices = [
-        [[take(units, width) for _ in range(gates)], [take(units, units) for _ in range(gates)]] for width in widths
-    ]
-    biases = [[[take(units) for _ in range(gates)] for _ in range(2)] for _ in widths]
-    return [_Parameters(*matrix, *bias) for matrix, bias in zip(matrices, biases, strict=True)]
+    def __call__(self, x: Any, states: _State, params: Any) -> tuple[Any, _State]:
+        """The outputs of all steps, and the last states, of which there are as many as were given."""
+        m, directions = self.m, self.directions
+        if self.batch_first:
+            x, states = m.swapped(x), [m.swapped(state) for state in states]
+        count, batch, units = (m.size(states[0], axis) for axis in range(3))
+        layers = count // directions
+        first, others, biases = self._parameters(params, m.size(x, 2), units, layers)
+        shape = layers, directions, batch, units
+        by_layer = [m.split(m.reshape(state, *shape), [1, layers - 1]) for state in states]
+        alive = [] if self.lengths is None else [m.alive(self.lengths, x)]
+        x, last = self._layer(x, [one[0] for one, _ in by_layer], first, biases[0], alive)
+
+        def step(state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any]) -> tuple[Sequence[Any], _State]:
+            matrices, bias, *states = rows
+            x, last = self._layer(state[0], states, matrices, bias, fixed)
+            return (x,), last
+
+        rows = [others, biases[1:], *(rest for _, rest in by_layer)]
+        (x,), more = m.scan(step, [x], rows, alive, [m.vector(*shape[1:])] * len(states))
+        ends = [
+            m.reshape(m.join([one[None], rest], 0), count, batch, units) for one, rest in zip(last, more, strict=True)
+        ]
+        return (m.swapped(x), [m.swapped(end) for end in ends]) if self.batch_first else (x, ends)
+
+    def _parameters(self, params: Any, inputs: Size, units: Size, layers: Size) -> tuple[Any, Any, Any]:
+        """Matrices of the first layer, those of the others, and all biases: the last two with a row for each layer."""
+        m, rows = self.m, self.directions * self.gates * units
+        own, more, bias = rows * (inputs + units), rows * (units * self.directions + units), rows * 2
+        first, others, biases = m.split(params, [own, (layers - 1) * more, layers * bias])
+        return first, m.reshape(others, layers - 1, more), m.reshape(biases, layers, bias)
+
+    def _layer(self, x: Any, states: _State, matrices: Any, biases: Any, alive: Sequence[Any]) -> tuple[Any, _State]:
+        """The outputs of one layer, `[steps, batch, directions * units]`, and its last states.
+
+        A state is `[directions, batch, units]`; `alive` is empty or says which steps count.
+        """
+        m = self.m
+        ways: list[Any] = []
+        ends: list[_State] = []
+        for way, weights in enumerate(self._weights(matrices, biases, m.size(x, 2), m.size(states[0], 2))):
+            outputs, end = self._one_way(x, [state[way] for state in states], weights, alive, way == 1)
+            ways.append(outputs)
+            ends.append(end)
+        last = [m.stack(each) for each in zip(*ends, strict=True)]
+        return m.join(ways, 2) if len(ways) > 1 else ways[0], last
+
+    def _weights(self, matrices: Any, biases: Any, inputs: Size, units: Size) -> list[_Weights]:
+        """Of each direction of a layer."""
+        m, rows = self.m, self.gates * units
+        flat = m.split(matrices, [rows * inputs, rows * units] * self.directions)
+        bias = m.split(biases, [rows] * (2 * self.directions))
+        return [
+            _Weights(m.reshape(wx, rows, inputs), m.reshape(wh, rows, units), bx, bh)
+            for wx, wh, bx, bh in zip(flat[::2], flat[1::2], bias[::2], bias[1::2], strict=True)
+        ]
+
+    def _one_way(
+        self, x: Any, state: _State, weights: _Weights, alive: Sequence[Any], backwards: bool
+    ) -> tuple[Any, _State]:
+        """Outputs in the order of the steps, and the last state. A sequence that has ended keeps its state."""
+        m = self.m
+
+        def step(state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any]) -> tuple[_State, Sequence[Any]]:
+            by_x, *on = rows
+            wh, bh = fixed
+            after = self.cell(m, by_x, m.dot(state[0], wh, transpose_b=True) + bh, state)
+            if not on:
+                return after, after[:1]
+            kept = [on[0] * new + (1.0 - on[0]) * old for new, old in zip(after, state, strict=True)]
+            return kept, [after[0] * on[0]]
+
+        by_x = m.projected(x, weights.wx) + weights.bx
+        last, (outputs,) = m.scan(
+            step, state, [by_x, *alive], [weights.wh, weights.bh], [m.shape(state[0])], backwards=backwards
+        )
+        return outputs, last
+
+
+def _network(m: Mathematics, node: Node, x: Any, h: Any, c: Any, params: Any, lengths: Any = None) -> Sequence[Any]:
+    """The outputs of all steps, and the last states: h, and c for an LSTM."""
+    states = [h, c] if node.attrs["rnn_mode"] == "lstm" else [h]
+    output, ends = _Network(m, node, lengths)(x, states, params)
+    return output, *ends
 
 
 def _count(inputs: int, units: int, layers: int, directions: int, gates: int) -> int:
@@ -125,70 +199,9 @@ def _count(inputs: int, units: int, layers: int, directions: int, gates: int) ->
     return gates * directions * (first + (layers - 1) * others)
 
 
-# The network
-
-
-def _products(m: Mathematics, x: Any, matrices: Sequence[Any], biases: Sequence[Any]) -> list[Any]:
-    return [m.dot(x, w, transpose_b=True) + b for w, b in zip(matrices, biases, strict=True)]
-
-
-def _one_way(
-    m: Mathematics,
-    steps: Sequence[Any],
-    alive: Sequence[Any] | None,
-    state: _State,
-    parameters: _Parameters,
-    cell: _Cell,
-) -> tuple[list[Any], _State]:
-    """Outputs in the order of the steps, and the last state. A sequence that has ended keeps its state."""
-    outputs: list[Any] = []
-    for place, x in enumerate(steps):
-        by_x = _products(m, x, parameters.wx, parameters.bx)
-        by_h = _products(m, state.h, parameters.wh, parameters.bh)
-        after = cell(m, by_x, by_h, state)
-        if alive is not None:
-            on = alive[place]
-            outputs.append(after.h * on)
-            after = _State(*(on * new + (1.0 - on) * old for new, old in zip(after, state, strict=True)))
-        else:
-            outputs.append(after.h)
-        state = after
-    return outputs, state
-
-
-def _network(
-    m: Mathematics, node: Node, x: Any, input_h: Any, input_c: Any, params: Any, lengths: Any = None
-) -> tuple[Any, Any, Any]:
-    """The outputs of all steps, and the last states. c means something to LSTMs alone; others keep h in its place."""
-    cell, gates, directions = _checked(node)
-    batch_first = not node.attrs.get("time_major", True)
-    if batch_first:
-        x, input_h = m.swapped(x), m.swapped(input_h)
-        input_c = m.swapped(input_c) if cell is _lstm else input_c
-    count, _, units = input_h.shape
-    _check_input_mode(node, x.shape[2], units)
-    layers = _unpacked(m, params, x.shape[2], units, count // directions, directions, gates)
-    steps = list(m.rows(x))
-    alive = None if lengths is None else list(m.rows(m.alive(lengths, len(steps), x)))
-    hs = m.rows(input_h)
-    cs = m.rows(input_c) if cell is _lstm else hs
-    last: list[_State] = []
-    for place in range(0, count, directions):
-        ways: list[list[Any]] = []
-        for way in range(directions):
-            turn = slice(None, None, -1 if way else 1)
-            state = _State(hs[place + way], cs[place + way])
-            on = None if alive is None else alive[turn]
-            outputs, state = _one_way(m, steps[turn], on, state, layers[place + way], cell)
-            ways.append(outputs[turn])
-            last.append(state)
-        steps = [m.join(both, 1) for both in zip(*ways, strict=True)] if directions > 1 else ways[0]
-    results = [m.stack(steps), m.stack([state.h for state in last]), m.stack([state.c for state in last])]
-    return tuple(map(m.swapped, results)) if batch_first else tuple(results)  # type: ignore[return-value]
-
-
 def _check_sizes(node: Node, x: Any, input_h: Any, input_c: Any, params: Any) -> None:
     _, gates, directions = _checked(node)
+    _check_input_mode(node, x.shape[-1], input_h.shape[-1])
     is_lstm = node.attrs["rnn_mode"] == "lstm"
     if x.ndim != 3 or input_h.ndim != 3 or (is_lstm and input_c.shape != input_h.shape):
         raise InvalidArgument(
@@ -208,34 +221,23 @@ def _check_sizes(node: Node, x: Any, input_h: Any, input_c: Any, params: Any) ->
 
 def _kernel(xp: Any, x: Any, input_h: Any, input_c: Any, params: Any, *lengths: Any, node: Node) -> list[Any]:
     _check_sizes(node, x, input_h, input_c, params)
-    output, h, c = _network(Arrays(xp), node, x, input_h, input_c, params, *lengths)
-    if node.attrs["rnn_mode"] != "lstm":
-        c = xp.zeros((), x.dtype)
+    output, h, *c = _network(Arrays(xp), node, x, input_h, input_c, params, *lengths)
     reserved = [xp.zeros(0, x.dtype), xp.zeros(0, xp.int8)]
-    return [output, h, c, *reserved[: len(node.outputs) - 3]]
-
-
-def _is_known(shape: Shape, batch_axis: int) -> bool:
-    return shape is not None and all(size is not None for axis, size in enumerate(shape) if axis != batch_axis)
+    return [output, h, c[0] if c else xp.zeros((), x.dtype), *reserved[: len(node.outputs) - 3]]
 
 
 def _gradient(*values: Any, node: Node, sweep: Any) -> list[Any]:
     count = len(node.outputs)
-    cotangents, inputs = values[:3], values[2 * count :]
-    batch_axis = 1 if node.attrs.get("time_major", True) else 0
-    if not all(_is_known(value.shape, batch_axis) for value in inputs[:2]):
-        raise UndefinedGradient(
-            f"The gradient of {node.name} ({node.type}) unrolls time: give all axes of input and input_h but the batch "
-            "static sizes.",
-            node=node.name,
-        )
-    is_lstm = node.attrs["rnn_mode"] == "lstm"
-
-    def formula(*leaves: Tensor) -> Sequence[Tensor | None]:
-        output, h, c = _network(Nodes(), node, *leaves)
-        return output, h, c if is_lstm else None
-
-    return through(formula, cotangents, inputs, sweep)
+    given = 3 if node.attrs["rnn_mode"] == "lstm" else 2
+    cotangents, inputs = values[:given], list(values[2 * count :])
+    sizes = size_of(inputs[0], -1), size_of(inputs[1], -1)
+    if not any(isinstance(size, Tensor) for size in sizes):
+        _check_input_mode(node, *sizes)
+    elif node.attrs["input_mode"] != "linear_input":
+        # The node itself finds out whether its layers skip their input matrix, and then does not run.
+        with node.graph.control_dependencies([node]):
+            inputs[0] = raw.Identity(inputs[0])
+    return through(lambda *leaves: _network(Nodes(), node, *leaves), cotangents, inputs, sweep)
 
 
 def _shape(x: Tensor, input_h: Tensor, *others: Tensor, node: Node) -> list[Shape]:

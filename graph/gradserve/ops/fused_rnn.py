@@ -17,8 +17,8 @@ from gradserve.graph import static
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
-from gradserve.graph.symbolic import is_zero
-from gradserve.ops.recurrence import Arrays, Mathematics, Nodes, recurrent_shape, steps_of, through
+from gradserve.graph.symbolic import Size, is_zero
+from gradserve.ops.recurrence import Arrays, Mathematics, Nodes, recurrent_shape, through
 
 
 class _Weights(NamedTuple):
@@ -203,47 +203,41 @@ define(
 # A block of steps: each value has time as its first axis. Past seq_len_max everything is zero.
 
 
-def _over_time(m: Mathematics, steps: Sequence[Any], length: int, like: Any) -> Any:
-    """Steps stacked, and zeros for the rest of the length."""
-    if not length:
-        return like[None][:0]
-    return m.stack([*steps, *[m.zeros_like(like)] * (length - len(steps))])
+def _block(m: Mathematics, limit: Size, x: Any, cs: Any, h: Any, *weights: Any, kind: _Kind) -> list[Any]:
+    def step(state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        cs, h = state
+        gates = _cell(m, rows[0], cs, h, _Weights(*fixed), kind)
+        return (gates.cs, gates.h), gates
 
-
-def _block(m: Mathematics, limit: int, x: Any, cs: Any, h: Any, *weights: Any, kind: _Kind) -> list[Any]:
-    inputs = m.rows(x)
-    done: list[_Gates] = []
-    for step in inputs[:limit]:
-        done.append(_cell(m, step, cs, h, _Weights(*weights), kind))
-        cs, h = done[-1].cs, done[-1].h
-    return [_over_time(m, [gates[k] for gates in done], len(inputs), cs) for k in range(7)]
+    _, done = m.scan(step, [cs, h], [m.first(x, limit)], weights, [m.shape(cs)] * 7)
+    return [m.filled_up(y, m.size(x, 0)) for y in done]
 
 
 def _block_backward(
-    m: Mathematics, limit: int, x: Any, cs_prev: Any, h_prev: Any, w: Any, wci: Any, wcf: Any, wco: Any, b: Any,
+    m: Mathematics, limit: Size, x: Any, cs_prev: Any, h_prev: Any, w: Any, wci: Any, wcf: Any, wco: Any, b: Any,
     i: Any, cs: Any, f: Any, o: Any, ci: Any, co: Any, h: Any, dcs: Any, dh: Any, *, kind: _Kind,
 ) -> list[Any]:  # fmt: skip
-    weights = _Weights(w, wci, wcf, wco, b)
-    inputs, dcs_steps, dh_steps = m.rows(x), m.rows(dcs), m.rows(dh)
-    saved = [_Gates(*step) for step in zip(*(m.rows(value) for value in (i, cs, f, o, ci, co, h)), strict=True)]
-    dcs_before, dh_before = m.zeros_like(cs_prev), m.zeros_like(h_prev)
-    dx: list[Any] = []
-    dw = [m.zeros_like(weight) for weight in weights]
-    for t in reversed(range(min(limit, len(inputs)))):
-        cs_before, h_before = (saved[t - 1].cs, saved[t - 1].h) if t else (cs_prev, h_prev)
-        cell = _cell_backward(m, saved[t], cs_before, weights, dcs_before + dcs_steps[t], dh_before + dh_steps[t], kind)
-        joined = m.join([inputs[t], h_before], 1)
-        djoined = m.dot(cell.dcolumns, w, transpose_b=True)
-        dstep, dh_before = m.halves(djoined, inputs[t], h_before)
-        dcs_before = cell.dcs
-        dx.insert(0, dstep)
-        step = [
-            m.dot(joined, cell.dcolumns, transpose_a=True),
-            *_peepholes(m, cell, weights, kind),
-            m.total(cell.dcolumns),
-        ]
-        dw = [total + term for total, term in zip(dw, step, strict=True)]
-    return [_over_time(m, dx, len(inputs), inputs[0]) if inputs else x, dcs_before, dh_before, *dw]
+    cs_before, h_before = (m.join([before[None], y], 0) for before, y in ((cs_prev, cs), (h_prev, h)))
+    rows = [m.first(y, limit) for y in (x, i, cs, f, o, ci, co, cs_before, h_before, dcs, dh)]
+
+    def step(state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        x, *saved, cs_before, h_before, dcs, dh = rows
+        weights = _Weights(*fixed)
+        cell = _cell_backward(m, _Gates(*saved, h=None), cs_before, weights, state[0] + dcs, state[1] + dh, kind)
+        dx, dh_before = m.halves(m.dot(cell.dcolumns, weights.w, transpose_b=True), x, h_before)
+        by_row = cell[2:] if kind.use_peephole else ()
+        return (cell.dcs, dh_before), (dx, cell.dcolumns, *by_row)
+
+    state = [m.zeros_like(cs_prev), m.zeros_like(h_prev)]
+    peepholes = [wci, wcf, wco]
+    columns = m.vector(m.size(x, 1), m.size(b, 0))
+    made = [m.shape(x)[1:], columns, *[m.shape(cs_prev)] * (3 if kind.use_peephole else 0)]
+    (dcs_before, dh_before), (dx, dcolumns, *by_row) = m.scan(
+        step, state, rows, [w, wci, wcf, wco, b], made, backwards=True
+    )
+    dw = m.correlated(m.join([rows[0], rows[8]], 2), dcolumns)
+    dpeepholes = [m.total(term, (0, 1)) for term in by_row] or [m.zeros_like(weight) for weight in peepholes]
+    return [m.filled_up(dx, m.size(x, 0)), dcs_before, dh_before, dw, *dpeepholes, m.total(dcolumns, (0, 1))]
 
 
 _BLOCK_INPUTS = f"seq_len_max: int64, {_CELL_INPUTS}"
@@ -256,10 +250,10 @@ def _steps(limit: Any, x: Any) -> int:
     return steps
 
 
-def _alive(limit: Tensor, x: Tensor) -> Tensor:
-    """1 for the steps before the limit, 0 after, `[steps, 1, 1]`."""
-    before = raw.Less(np.arange(steps_of(x)), limit)
-    return raw.Reshape(raw.Cast(before, DstT=x.dtype), np.array([-1, 1, 1], np.int32))
+def _limit(limit: Tensor) -> Size:
+    """seq_len_max as a number of rows."""
+    known = static.scalar(limit)
+    return raw.Cast(limit, DstT="int32") if known is None else known
 
 
 def _kind_of(node: Node) -> _Kind:
@@ -284,29 +278,18 @@ def _block_gradient(*values: Tensor, node: Node, sweep: Any) -> list[Any]:
         use_peephole = node.attrs["use_peephole"]
         saved = (*outputs, cotangents[1], cotangents[6])
         return [None, *backward.outputs(limit, *inputs, *saved, use_peephole=use_peephole)]
-    known = static.scalar(limit)
-
-    def formula(x: Tensor, *others: Tensor) -> Sequence[Tensor]:
-        steps = _block(Nodes(), steps_of(x) if known is None else known, x, *others, kind=_kind_of(node))
-        return [y * _alive(limit, x) for y in steps] if known is None else steps
-
-    found = through(formula, cotangents, inputs, sweep)
+    found = through(
+        lambda *given: _block(Nodes(), _limit(limit), *given, kind=_kind_of(node)), cotangents, inputs, sweep
+    )
     return [None, *(raw.ZerosLike(value) if dx is None else dx for dx, value in zip(found, inputs, strict=True))]
 
 
 def _block_backward_gradient(*values: Tensor, node: Node, sweep: Any) -> list[Any]:
     cotangents, (limit, *inputs) = values[:8], values[16:]
-    known = static.scalar(limit)
-
-    def formula(x: Tensor, *others: Tensor) -> Sequence[Tensor]:
-        *saved, dcs, dh = others
-        if known is None:
-            # Backwards through time everything is linear in these two.
-            dcs, dh = dcs * _alive(limit, x), dh * _alive(limit, x)
-        steps = steps_of(x) if known is None else known
-        return _block_backward(Nodes(), steps, x, *[*saved, dcs, dh], kind=_kind_of(node))
-
-    return [None, *through(formula, cotangents, inputs, sweep)]
+    found = through(
+        lambda *given: _block_backward(Nodes(), _limit(limit), *given, kind=_kind_of(node)), cotangents, inputs, sweep
+    )
+    return [None, *found]
 
 
 def _block_examples(draw: Any) -> list[Example]:

@@ -1,7 +1,8 @@
-"""Formulas of recurrent cells written once, for kernels and for derivatives.
+"""Formulas of recurrent networks written once, for kernels and for derivatives.
 
-A formula takes a `Mathematics`: `Arrays` computes with it, `Nodes` builds it from differentiable ops. The gradient
-rule of an op without a gradient op of its own builds the formula beside the node and differentiates that.
+A formula takes a `Mathematics`: `Arrays` computes with it, `Nodes` builds it from differentiable ops, whatever of the
+sizes is known. The gradient rule of an op without a gradient op of its own builds the formula beside the node and
+differentiates that.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gradserve.errors import UndefinedGradient
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import raw
-from gradserve.graph.symbolic import concat, is_zero, part, shape_of
+from gradserve.graph.symbolic import Size, concat, is_zero, part, shape_of, size_of, vector
 from gradserve.ops.precision import widen
+from gradserve.ops.scan import Step, scan
 
 
 class Mathematics(Protocol):
@@ -30,38 +31,77 @@ class Mathematics(Protocol):
         """The matrix product."""
         ...
 
+    def projected(self, x: Any, w: Any) -> Any:
+        """x wᵀ for all steps at once: `[steps, rows, outputs]` of `[steps, rows, inputs]` and `[outputs, inputs]`."""
+        ...
+
+    def correlated(self, a: Any, b: Any) -> Any:
+        """Σ aᵀ b over all steps, `[m, n]` of `[steps, rows, m]` and `[steps, rows, n]`."""
+        ...
+
     def columns(self, x: Any, count: int) -> Sequence[Any]:
-        """Blocks of equal width, `count` of them."""
+        """Blocks of equal width along the last axis, `count` of them."""
         ...
 
     def join(self, parts: Sequence[Any], axis: int) -> Any:
         """Blocks one after another."""
         ...
 
+    def stack(self, parts: Sequence[Any]) -> Any:
+        """Arrays of one shape along a new first axis."""
+        ...
+
     def halves(self, x: Any, left: Any, right: Any) -> Sequence[Any]:
         """The columns that came from `left`, and those that came from `right`."""
         ...
 
-    def rows(self, x: Any) -> Sequence[Any]:
-        """The slices along the first axis."""
+    def split(self, x: Any, sizes: Sequence[Size]) -> Sequence[Any]:
+        """Blocks of these sizes along the first axis."""
         ...
 
-    def stack(self, parts: Sequence[Any]) -> Any:
-        """At least one array of one shape, along a new first axis."""
+    def scan(
+        self,
+        step: Step,
+        state: Sequence[Any],
+        rows: Sequence[Any],
+        fixed: Sequence[Any],
+        made: Sequence[Any],
+        *,
+        backwards: bool = False,
+    ) -> tuple[Sequence[Any], Sequence[Any]]:
+        """See gradserve.ops.scan."""
         ...
+
+    def first(self, x: Any, count: Size) -> Any:
+        """So many rows."""
+        ...
+
+    def filled_up(self, x: Any, count: Size) -> Any:
+        """The rows of x, then zeros: so many rows in all."""
+        ...
+
+    def size(self, x: Any, axis: int) -> Size: ...
+
+    def shape(self, x: Any) -> Any:
+        """All sizes."""
+        ...
+
+    def vector(self, *sizes: Size) -> Any:
+        """Sizes as `shape` gives them."""
+        ...
+
+    def reshape(self, x: Any, *sizes: Size) -> Any: ...
 
     def swapped(self, x: Any) -> Any:
         """An array of rank 3 with its first two axes swapped."""
         ...
 
-    def reshape(self, x: Any, shape: Sequence[int]) -> Any: ...
-
-    def alive(self, lengths: Any, steps: int, like: Any) -> Any:
-        """1 for the steps of a sequence before its length and 0 after, `[steps, batch, 1]`; the dtype is like's."""
+    def alive(self, lengths: Any, like: Any) -> Any:
+        """1 for the steps of a sequence before its length and 0 after, `[steps, batch, 1]`, for x of like's shape."""
         ...
 
-    def total(self, x: Any) -> Any:
-        """The sum over the rows."""
+    def total(self, x: Any, axes: Sequence[int] = (0,)) -> Any:
+        """The sum over these axes."""
         ...
 
     def clip(self, x: Any, bound: float) -> Any:
@@ -90,33 +130,66 @@ class Arrays:
         left, right = widen(self.xp, a), widen(self.xp, b)
         return ((left.T if transpose_a else left) @ (right.T if transpose_b else right)).astype(a.dtype)
 
+    def projected(self, x: Any, w: Any) -> Any:
+        return self.dot(x, w, transpose_b=True)
+
+    def correlated(self, a: Any, b: Any) -> Any:
+        return self.xp.tensordot(widen(self.xp, a), widen(self.xp, b), ((0, 1), (0, 1))).astype(a.dtype)
+
     def columns(self, x: Any, count: int) -> Sequence[Any]:
         return self.xp.split(x, count, axis=-1)
 
     def join(self, parts: Sequence[Any], axis: int) -> Any:
         return self.xp.concatenate(parts, axis=axis)
 
-    def halves(self, x: Any, left: Any, right: Any) -> Sequence[Any]:
-        width = left.shape[1]
-        return x[:, :width], x[:, width:]
-
-    def rows(self, x: Any) -> Sequence[Any]:
-        return [x[place] for place in range(x.shape[0])]
-
     def stack(self, parts: Sequence[Any]) -> Any:
         return self.xp.stack(parts)
+
+    def halves(self, x: Any, left: Any, right: Any) -> Sequence[Any]:
+        width = left.shape[-1]
+        return x[..., :width], x[..., width:]
+
+    def split(self, x: Any, sizes: Sequence[int]) -> Sequence[Any]:
+        return self.xp.split(x, [int(end) for end in np.cumsum(sizes)[:-1]])
+
+    def scan(
+        self, step: Step, state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any], made: Sequence[Any],
+        *, backwards: bool = False,
+    ) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
+        items: list[Sequence[Any]] = []
+        for place in range(rows[0].shape[0])[:: -1 if backwards else 1]:
+            state, item = step(state, [x[place] for x in rows], fixed)
+            items.append(item)
+        if not items:
+            return state, [self.xp.zeros((0, *shape), rows[0].dtype) for shape in made]
+        return state, [self.xp.stack(each) for each in zip(*items[:: -1 if backwards else 1], strict=True)]
+
+    def first(self, x: Any, count: int) -> Any:
+        return x[:count]
+
+    def filled_up(self, x: Any, count: int) -> Any:
+        return self.xp.concatenate([x, self.xp.zeros((count - x.shape[0], *x.shape[1:]), x.dtype)])
+
+    def size(self, x: Any, axis: int) -> int:
+        return x.shape[axis]
+
+    def shape(self, x: Any) -> Any:
+        return x.shape
+
+    def vector(self, *sizes: int) -> Any:
+        return sizes
+
+    def reshape(self, x: Any, *sizes: int) -> Any:
+        return x.reshape(sizes)
 
     def swapped(self, x: Any) -> Any:
         return self.xp.swapaxes(x, 0, 1)
 
-    def reshape(self, x: Any, shape: Sequence[int]) -> Any:
-        return x.reshape(shape)
+    def alive(self, lengths: Any, like: Any) -> Any:
+        return (self.xp.arange(like.shape[0])[:, None] < lengths)[..., None].astype(like.dtype)
 
-    def alive(self, lengths: Any, steps: int, like: Any) -> Any:
-        return (self.xp.arange(steps)[:, None] < lengths)[..., None].astype(like.dtype)
-
-    def total(self, x: Any) -> Any:
-        return self.xp.sum(x, axis=0)
+    def total(self, x: Any, axes: Sequence[int] = (0,)) -> Any:
+        return self.xp.sum(x, axis=tuple(axes))
 
     def clip(self, x: Any, bound: float) -> Any:
         return self.xp.clip(x, -bound, bound)
@@ -140,51 +213,71 @@ class Nodes:
     def dot(self, a: Tensor, b: Tensor, *, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
         return raw.MatMul(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
 
+    def projected(self, x: Tensor, w: Tensor) -> Tensor:
+        return raw.Einsum([x, w], equation="sbi,oi->sbo")
+
+    def correlated(self, a: Tensor, b: Tensor) -> Tensor:
+        return raw.Einsum([a, b], equation="sbi,sbj->ij")
+
     def columns(self, x: Tensor, count: int) -> Sequence[Tensor]:
         return raw.Split.outputs(np.int32(-1), x, num_split=count)
 
     def join(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         return raw.ConcatV2(list(parts), np.int32(axis))
 
-    def halves(self, x: Tensor, left: Tensor, right: Tensor) -> Sequence[Tensor]:
-        sizes = concat(part(shape_of(left), 1), part(shape_of(right), 1))
-        return raw.SplitV.outputs(x, sizes, np.int32(1), num_split=2)
-
-    def rows(self, x: Tensor) -> Sequence[Tensor]:
-        return raw.Unpack.outputs(x, num=steps_of(x))
-
     def stack(self, parts: Sequence[Tensor]) -> Tensor:
         return raw.Pack(list(parts))
+
+    def halves(self, x: Tensor, left: Tensor, right: Tensor) -> Sequence[Tensor]:
+        sizes = concat(part(shape_of(left), -1), part(shape_of(right), -1))
+        return raw.SplitV.outputs(x, sizes, np.int32(-1), num_split=2)
+
+    def split(self, x: Tensor, sizes: Sequence[Size]) -> Sequence[Tensor]:
+        return raw.SplitV.outputs(x, vector(*sizes), np.int32(0), num_split=len(sizes))
+
+    def scan(
+        self, step: Step, state: Sequence[Tensor], rows: Sequence[Tensor], fixed: Sequence[Tensor], made: Sequence[Any],
+        *, backwards: bool = False,
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:  # fmt: skip
+        return scan(step, state, rows, fixed, made, backwards=backwards)
+
+    def first(self, x: Tensor, count: Size) -> Tensor:
+        return x if isinstance(count, int) and count == size_of(x, 0) else x[:count]
+
+    def filled_up(self, x: Tensor, count: Size) -> Tensor:
+        missing = count - size_of(x, 0)
+        if isinstance(missing, int) and not missing:
+            return x
+        none = np.zeros(2, np.int32)
+        return raw.Pad(x, raw.Pack([vector(0, missing), none, none]))
+
+    def size(self, x: Tensor, axis: int) -> Size:
+        return size_of(x, axis)
+
+    def shape(self, x: Tensor) -> Any:
+        return shape_of(x)
+
+    def vector(self, *sizes: Size) -> Any:
+        return vector(*sizes)
+
+    def reshape(self, x: Tensor, *sizes: Size) -> Tensor:
+        return raw.Reshape(x, vector(*sizes))
 
     def swapped(self, x: Tensor) -> Tensor:
         return raw.Transpose(x, np.array([1, 0, 2], np.int32))
 
-    def reshape(self, x: Tensor, shape: Sequence[int]) -> Tensor:
-        return raw.Reshape(x, np.array(shape, np.int32))
-
-    def alive(self, lengths: Tensor, steps: int, like: Tensor) -> Tensor:
-        before = raw.Less(np.arange(steps, dtype=np.int32)[:, None], lengths)
+    def alive(self, lengths: Tensor, like: Tensor) -> Tensor:
+        before = raw.Less(raw.Range(0, size_of(like, 0), 1)[:, None], lengths)
         return raw.Cast(raw.ExpandDims(before, np.int32(-1)), DstT=like.dtype)
 
-    def total(self, x: Tensor) -> Tensor:
-        return raw.Sum(x, np.array([0], np.int32))
+    def total(self, x: Tensor, axes: Sequence[int] = (0,)) -> Tensor:
+        return raw.Sum(x, np.array(axes, np.int32))
 
     def clip(self, x: Tensor, bound: float) -> Tensor:
         return raw.ClipByValue(x, -bound, bound)
 
     def zeros_like(self, x: Tensor) -> Tensor:
         return raw.ZerosLike(x)
-
-
-def steps_of(x: Tensor) -> int:
-    """The number of steps along the first axis. Raises UndefinedGradient where it is not static."""
-    steps = None if x.shape is None else x.shape[0]
-    if steps is None:
-        raise UndefinedGradient(
-            f"A derivative of the fused recurrent ops unrolls time: give {x.name} a static number of steps.",
-            tensor=x.name,
-        )
-    return steps
 
 
 def through(
