@@ -58,11 +58,19 @@ def test_singular_vectors_that_complete_a_base(rows: int, columns: int) -> None:
     _agrees(completing, _matrix(rows, columns))
 
 
-def test_a_base_completed_beyond_the_columns_has_no_gradient() -> None:
-    with Graph().as_default():
-        x = raw.Placeholder(dtype=np.float64, shape=(4, 2))
-        with pytest.raises(UndefinedGradient, match="full_matrices=False"):
-            gradients([raw.Qr.outputs(x, full_matrices=True)[0]], [x])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("rows", "columns"), [(4, 2), (3, 3), (2, 4)])
+def test_orthogonal_columns_that_complete_a_base(rows: int, columns: int, turned: bool, known: bool) -> None:
+    # Columns from number 2 on: the space that they span is unique, they themselves are not.
+    def completing(a: Tensor) -> Tensor:
+        q, r = raw.Qr.outputs(a, full_matrices=True)
+        size = _weighted_size(raw.StridedSlice(q, [0, 2], [4, 4], [1, 1]), np.arange(1.0, 1 + rows)[:, None])
+        return raw.Sum(size, np.array([1], np.int32)) + raw.Sum(
+            _weighted_size(r, np.ones(1)), np.array([0, 1], np.int32)
+        )
+
+    _agrees(completing, _matrix(rows, columns, turned=turned), known=known)
 
 
 @pytest.mark.parametrize("turned", [False, True])

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from gradserve.errors import UndefinedGradient
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
+from gradserve.graph.symbolic import Size, size_of, vector
 from gradserve.ops.linalg import adjoint, product
 from gradserve.ops.precision import widen
 
@@ -50,24 +51,41 @@ def _deep_gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor) -> Tensor:
 
 
 def _gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor, x: Tensor, *, full_matrices: bool) -> Tensor:
-    """A wide matrix is [X Y] with X square: X = Q U and Y = Q V for R = [U V]."""
-    rows, columns = (None, None) if x.shape is None else x.shape[-2:]
-    if full_matrices and (rows is None or columns is None or rows > columns):
-        raise UndefinedGradient(f"The gradient of Qr needs full_matrices=False; {x.name} is {x.shape}.", tensor=x.name)
-    if rows is None or columns is None or rows >= columns:
+    """A wide matrix is [X Y] with X square: X = Q U and Y = Q V for R = [U V].
+
+    Columns Q₂ beyond the first k only complete Q₁: a change of Q₁ turns them the other way, so dQ₁ becomes
+    dQ₁ - Q₂ dQ₂ᴴ Q₁.
+    """
+    rows, columns = size_of(x, -2), size_of(x, -1)
+    is_known = isinstance(rows, int) and isinstance(columns, int)
+    inner = min(rows, columns) if is_known else raw.Minimum(rows, columns)
+    if full_matrices and not (is_known and rows <= columns):
+        (q, rest), (dq, drest), (r, _), (dr, _) = (
+            _halves(y, inner, axis) for y, axis in ((q, -1), (dq, -1), (r, -2), (dr, -2))
+        )
+        dq -= product(rest, product(drest, q, left=True))
+    if is_known and rows >= columns:
         return _deep_gradient(dq, dr, q, r)
-    sizes, last = np.array([rows, columns - rows]), np.int32(-1)
-    _, right = raw.SplitV.outputs(x, sizes, last, num_split=2)
-    upper, _ = raw.SplitV.outputs(r, sizes, last, num_split=2)
-    du, dv = raw.SplitV.outputs(dr, sizes, last, num_split=2)
+    (_, right), (upper, _), (du, dv) = (_halves(y, inner, -1) for y in (x, r, dr))
     left = _deep_gradient(dq + product(right, dv, right=True), du, q, upper)
-    return raw.ConcatV2([left, product(q, dv)], last)
+    return raw.ConcatV2([left, product(q, dv)], np.int32(-1))
+
+
+def _halves(x: Tensor, size: Size, axis: int) -> Sequence[Tensor]:
+    """x cut along an axis after so many entries."""
+    return raw.SplitV.outputs(x, vector(size, size_of(x, axis) - size), np.int32(axis), num_split=2)
 
 
 def _examples(draw: Any) -> list[Example]:
-    columns = draw.size(1, 3)
-    rows = columns + draw.size(0, 2)
-    return [call(draw.normal(rows, columns)), call(draw.normal(2, rows, columns))]
+    """Of full rank; a factor is unique up to signs, and LAPACK's are steady."""
+    rows, columns = draw.size(1, 3), draw.size(1, 3)
+    x = draw.unit(2, rows, columns) + 3 * np.eye(rows, columns)
+    return [
+        call(x[0]),
+        call(x),
+        call(x, full_matrices=True, differences=rows - columns < 2),
+        call(x[0] + 1j * draw.unit(rows, columns)),
+    ]
 
 
 define(
