@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 import gradserve.ops  # noqa: F401
-from gradserve.autodiff import gradients
-from gradserve.errors import InvalidArgument, UndefinedGradient
+from gradserve.errors import InvalidArgument
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
 from tests.ops.differences import check, run

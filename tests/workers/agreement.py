@@ -30,7 +30,7 @@ def all_ops() -> list[str]:
 
 def check_op(name: str, compile: Compile, on_host: Callable[[Sequence[Any]], Sequence[Any]], *, wide: float,
              narrow: float, known_shapes: bool = True) -> None:  # fmt: skip
-    """Compares what an op's examples and their gradients give, 64-bit floats within `wide` and others within `narrow`."""
+    """Compares what an op's examples and their gradients give, 64-bit floats within `wide`, others within `narrow`."""
     op = catalogue.lookup(name)
     assert op.examples is not None
     for example in op.examples(Draw(lambda low, high: min(high, max(low, 2)))):

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import UndefinedGradient
 from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, Rule, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
-from gradserve.graph.symbolic import IntVector, product, shape_of
+from gradserve.graph.symbolic import IntVector, part, product, shape_of
 from gradserve.ops.fft import fit, scaled
 
 
@@ -45,27 +44,28 @@ def _shape(x: Tensor, lengths: Tensor, axes: Tensor, halved: bool = False) -> Sh
     return tuple(result)
 
 
-def _places(x: Tensor, axes: Tensor) -> list[int]:
-    """The axes, counted from 0 if the rank is known and from the end if it is not."""
+def _places(x: Tensor, axes: Tensor) -> IntVector:
+    """The axes, counted from 0."""
     known = static.value(axes)
-    if known is None:
-        raise UndefinedGradient(
-            f"The gradient of a transform needs constant axes, and {axes.name} is none.", tensor=axes.name
-        )
-    return _integers(known) if x.shape is None else [shapes.normalise_axis(a, len(x.shape)) for a in _integers(known)]
+    if known is not None and x.shape is not None:
+        return np.array([shapes.normalise_axis(axis, len(x.shape)) for axis in _integers(known)], np.int32)
+    rank = raw.Rank(x)
+    return raw.FloorMod(axes + rank, rank)
+
+
+def _with_sizes(shape: IntVector, places: IntVector, sizes: IntVector) -> IntVector:
+    """A shape with other sizes at some places."""
+    if not any(isinstance(each, Tensor) for each in (shape, places, sizes)):
+        shape = shape.copy()
+        shape[places] = sizes
+        return shape
+    return raw.TensorScatterUpdate(shape, raw.ExpandDims(places, np.int32(1)), sizes)
 
 
 def _whole(dy: Tensor, lengths: Tensor, axes: Tensor) -> IntVector:
     """The shape of dy with the lengths at the axes."""
-    shape, known = shape_of(dy), static.value(lengths)
-    places = _places(dy, axes)
-    if not isinstance(shape, Tensor) and known is not None:
-        shape = shape.copy()
-        shape[places] = known
-        return shape
-    rank = raw.Rank(dy)
-    where = raw.FloorMod(np.array(places, np.int32) + rank, rank)
-    return raw.TensorScatterUpdate(raw.Shape(dy), raw.ExpandDims(where, np.int32(1)), lengths)
+    known = static.value(lengths)
+    return _with_sizes(shape_of(dy), _places(dy, axes), lengths if known is None else known)
 
 
 def _count(lengths: Tensor) -> IntVector:
@@ -97,12 +97,9 @@ def _real_inverse_gradient(dy: Tensor, y: Tensor, x: Tensor, lengths: Tensor, ax
     place = raw.Range(0, raw.FloorDiv(last, 2) + 1, 1)
     alone = raw.LogicalOr(raw.Equal(place, 0), raw.Equal(place * 2, last))
     weight = raw.Cast(raw.Cast(2 - raw.Cast(alone, DstT="int32"), DstT="float64"), DstT=x.dtype)
-    axis = _places(x, axes)[-1]
-    rank = raw.Rank(x)
     # [1, .., kept, .., 1]: the weights along the axis that was halved.
-    ones = raw.OnesLike(raw.Shape(x))
-    where = raw.Reshape(raw.FloorMod(np.int32(axis) + rank, rank), np.array([1, 1], np.int32))
-    column = raw.TensorScatterUpdate(ones, where, raw.Reshape(raw.Size(weight), np.array([1], np.int32)))
+    where = part(_places(x, axes), -1)
+    column = _with_sizes(raw.OnesLike(raw.Shape(x)), where, raw.Reshape(raw.Size(weight), np.array([1], np.int32)))
     weighted = spectrum * raw.Reshape(weight, column)
     return fit(scaled(weighted, _count(lengths), divide=True), shape_of(x)), None, None
 
