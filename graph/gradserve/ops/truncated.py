@@ -173,11 +173,13 @@ def _gradient(
     dx: Tensor, x: Tensor, shape: Tensor, seed: Tensor, mean: Tensor, deviation: Tensor, low: Tensor, high: Tensor
 ) -> tuple[None, None, Tensor, Tensor, Tensor, Tensor]:
     """See the head of the file. φ(a')/φ(z) = exp((z² - a'²) / 2), and 0 where the bound is infinite."""
-    z, from_low, from_high = ((value - mean) / deviation for value in (x, low, high))
-    whole = _distribution(from_high) - _distribution(from_low)
-    place = (_distribution(z) - _distribution(from_low)) / whole
-    to_low = (1 - place) * raw.Exp((raw.Square(z) - raw.Square(from_low)) * 0.5)
-    to_high = place * raw.Exp((raw.Square(z) - raw.Square(from_high)) * 0.5)
+    z = (x - mean) / deviation
+    (from_low, before, low_counts), (from_high, until, high_counts) = (
+        _end(bound, mean, deviation) for bound in (low, high)
+    )
+    place = (_distribution(z) - before) / (until - before)
+    to_low = (1 - place) * raw.Exp((raw.Square(z) - raw.Square(from_low)) * 0.5) * low_counts
+    to_high = place * raw.Exp((raw.Square(z) - raw.Square(from_high)) * 0.5) * high_counts
     return (
         None,
         None,
@@ -186,6 +188,17 @@ def _gradient(
         _summed_like(dx * to_low, low),
         _summed_like(dx * to_high, high),
     )
+
+
+def _end(bound: Tensor, mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A bound as a multiple of σ from μ, 0 for an infinite one; Φ there; and 1, or 0 for an infinite one.
+
+    No infinity gets into the derivatives, in which it would meet a 0.
+    """
+    is_finite = raw.IsFinite(bound)
+    distance = (raw.SelectV2(is_finite, bound, mean) - mean) / deviation
+    beyond = raw.Cast(raw.Greater(bound, raw.ZerosLike(bound)), DstT=bound.dtype)
+    return distance, raw.SelectV2(is_finite, _distribution(distance), beyond), raw.Cast(is_finite, DstT=bound.dtype)
 
 
 def _distribution(z: Tensor) -> Tensor:
