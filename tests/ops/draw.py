@@ -49,6 +49,10 @@ class Draw:
         values = self._generator.standard_normal(shape)
         return values + np.where(values < 0, -0.05, 0.05)
 
+    def sparse(self, *shape: int) -> Array:
+        """Numbers around 0, about a third of them 0."""
+        return self.normal(*shape) * self._generator.integers(0, 3, shape).astype(bool)
+
     def positive(self, *shape: int) -> Array:
         """Numbers between 0.5 and 2.5."""
         return self._generator.uniform(0.5, 2.5, shape)

@@ -18,9 +18,10 @@ from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw
 from gradserve.graph.shapes import Shape
-from gradserve.graph.symbolic import shape_of, spread, with_kept
+from gradserve.graph.symbolic import Size, product, shape_of, size_of, spread, vector, with_kept
 from gradserve.graph.variants import Variant
 from gradserve.ops.precision import widen
+from gradserve.ops.scan import scan
 
 # Reductions over axes
 
@@ -179,7 +180,7 @@ def _extreme(
 #          name            y                                                                        gradient
 reduction("Sum",           lambda xp, x, axis, keepdims: xp.sum(x, axis=axis, keepdims=keepdims),   _sum_gradient)
 reduction("Mean",          _mean,                                                                   _mean_gradient, smallest=1)
-reduction("Prod",          lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims),  _prod_gradient, holomorphic=True)
+reduction("Prod",          lambda xp, x, axis, keepdims: xp.prod(x, axis=axis, keepdims=keepdims),  _prod_gradient, holomorphic=True, domain="sparse")
 reduction("Max",           _largest,                                                                _extreme_gradient, types="ordered", domain="distinct", smallest=1)
 reduction("Min",           _smallest,                                                               _extreme_gradient, types="ordered", domain="distinct", smallest=1)
 reduction("EuclideanNorm", _norm,                                                                   _norm_gradient, smallest=1)
@@ -292,11 +293,11 @@ def _scan_kernel(neutral: float, run: Callable[..., Any]) -> Rule:
     return kernel
 
 
-def _scan_examples(draw: Any) -> list[Example]:
+def _scan_examples(draw: Any, domain: str = "normal") -> list[Example]:
     shape = draw.shape(1, 3)
     axis = np.int32(draw.size(0, len(shape) - 1) - draw.pick([0, len(shape)]))
     exclusive, reverse = bool(draw.size(0, 1)), bool(draw.size(0, 1))
-    return [call(draw.normal(*shape), axis, exclusive=exclusive, reverse=reverse)]
+    return [call(getattr(draw, domain)(*shape), axis, exclusive=exclusive, reverse=reverse)]
 
 
 def _log_scan_examples(draw: Any) -> list[Example]:
@@ -332,32 +333,45 @@ def _cumsum_gradient(
     return raw.Cumsum(dy, axis, exclusive=exclusive, reverse=not reverse), None
 
 
-_LONGEST_EXACT = 256
-
-
 def _cumprod_gradient(
     dy: Tensor, y: Tensor, x: Tensor, axis: Tensor, *, exclusive: bool, reverse: bool
 ) -> tuple[Tensor, None]:
-    """dx_i = Σ_k dy_k ∂y_k/∂x_i.
+    """dx_i = (Π of those before i) T_i, exact where x has zeros: T_i = dy_i + x_{i+1} T_{i+1}, or with dy_{i+1}."""
+    shape = _around(x, axis)
+    flat, cotangent = raw.Reshape(x, shape), raw.Reshape(dy, shape)
+    before = raw.Cumprod(flat, np.int32(1), exclusive=True, reverse=reverse)
+    own = _following(cotangent, 1, reverse) if exclusive else cotangent
+    return raw.Reshape(before * _recurrence(_following(flat, 1, reverse), own, reverse), shape_of(x)), None
 
-    Up to length 256 each ∂y_k/∂x_i is the same scan with x_i replaced by 1: exact, also where x has zeros. Beyond,
-    it is y_k / x_i as in TensorFlow, and 0 at zeros.
-    """
+
+def _around(x: Tensor, axis: Tensor) -> Any:
+    """The shape of x with what lies before and after an axis as one axis each."""
     known = static.scalar(axis)
-    if known is None or x.shape is None or (length := x.shape[known]) is None or length > _LONGEST_EXACT:
-        return raw.DivNoNan(raw.Cumsum(y * dy, axis, exclusive=exclusive, reverse=not reverse), x), None
-    place = shapes.normalise_axis(known, len(x.shape))
-    kind = x.dtype.numpy
-    eye = np.eye(length, dtype=kind)
-    # Rows i of the new axis before the scanned one: x with x_i replaced by 1.
-    trailing = (1,) * (len(x.shape) - place - 1)
-    own = eye.reshape(length, length, *trailing)
-    replaced = raw.ExpandDims(x, np.int32(place)) * (1 - own).astype(kind) + own
-    scanned = raw.Cumprod(replaced, np.int32(place + 1), exclusive=exclusive, reverse=reverse)
-    reach = np.tril(np.ones((length, length), kind), -1 if exclusive else 0).T  # k after i
-    reach = (reach.T if reverse else reach).reshape(length, length, *trailing)
-    terms = scanned * reach * raw.ExpandDims(dy, np.int32(place))
-    return raw.Sum(terms, np.array([place + 1], np.int32)), None
+    if shapes.is_static(x.shape) and x.shape is not None and known is not None:
+        place = shapes.normalise_axis(known, len(x.shape))
+        ends = (shapes.num_elements(side) for side in (x.shape[:place], x.shape[place + 1 :]))
+        return np.array([next(ends), x.shape[place], next(ends)], np.int32)
+    shape, place = raw.Shape(x), raw.FloorMod(raw.Cast(axis, DstT="int32"), raw.Rank(x))
+    return raw.ConcatV2([product(shape[:place]), shape[place : place + 1], product(shape[place + 1 :])], np.int32(0))
+
+
+def _following(x: Tensor, places: Size, reverse: bool) -> Tensor:
+    """For each entry of x `[before, along, after]` the one so many places on along the middle axis, 0 past the end."""
+    none = np.zeros(2, np.int32)
+    wide = raw.Pad(x, raw.Pack([none, vector(places, 0) if reverse else vector(0, places), none]))
+    return wide[:, : size_of(x, 1)] if reverse else wide[:, places:]
+
+
+def _recurrence(factor: Tensor, term: Tensor, reverse: bool) -> Tensor:
+    """T_i = b_i + a_i T_{i+1} along the middle axis: T 2d places long is b + a T, each of d places, d = 1, 2, 4, …"""
+
+    def doubled(state: Sequence[Any], rows: Sequence[Any], fixed: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+        factor, term = state
+        return [factor * _following(factor, rows[0], reverse), term + factor * _following(term, rows[0], reverse)], []
+
+    lengths, length = factor.graph.constant(2 ** np.arange(31, dtype=np.int32)), size_of(factor, 1)
+    count = raw.Sum(raw.Cast(raw.Less(lengths, length), DstT="int32"), np.array([0], np.int32))
+    return scan(doubled, [factor, term], [lengths[:count]], [], [])[0][1]
 
 
 def _cumulative_logsumexp_gradient(
@@ -390,6 +404,7 @@ _scan_op(
     _scan_kernel(1.0, lambda xp, x, axis: xp.cumprod(x, axis=axis)),
     _cumprod_gradient,
     holomorphic=True,
+    examples=lambda draw: _scan_examples(draw, "sparse"),
 )
 _scan_op(
     "CumulativeLogsumexp",
