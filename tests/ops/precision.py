@@ -1,35 +1,63 @@
-"""Signatures widened to float64, so that central differences can check ops that TensorFlow has in float32 at most."""
+"""Signatures and examples in float64, so that central differences can check what TensorFlow has in float32 at most."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Sequence
+import functools
+from collections.abc import Generator
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gradserve.graph import dtypes
 from gradserve.graph import op as catalogue
 from gradserve.graph.signature import Argument, Attr
 
+_WIDER = {dtypes.float32: dtypes.float64, dtypes.complex64: dtypes.complex128}
+_WIDER_ARRAYS = {narrow.numpy: wide.numpy for narrow, wide in _WIDER.items()}
+_WIDER_NAMES = {narrow.name: wide.name for narrow, wide in _WIDER.items()}
+
 
 @contextlib.contextmanager
-def in_double_precision(names: Sequence[str]) -> Generator[None]:
-    """These ops take float64 within."""
+def in_double_precision() -> Generator[None]:
+    """Within, every op takes float64 and complex128 where its signature has half of it at most."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in names:
-            patch.setitem(catalogue.catalogue(), name, _widened(catalogue.lookup(name)))  # type: ignore[arg-type]
+        patch.setattr(catalogue, "_catalogue", _wide())
         yield
 
 
+@functools.cache
+def _wide() -> dict[str, catalogue.Op]:
+    return {name: _widened(op) for name, op in catalogue.catalogue().items()}
+
+
+def doubled(example: catalogue.Example) -> catalogue.Example:
+    """An example with numbers of twice the precision."""
+    attrs = {
+        key: _WIDER_NAMES.get(value, value) if isinstance(value, str) else value for key, value in example.attrs.items()
+    }
+    return example._replace(inputs=tuple(map(_doubled, example.inputs)), attrs=attrs)
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_doubled(entry) for entry in value]
+    array = np.asarray(value)
+    return array.astype(_WIDER_ARRAYS.get(array.dtype, array.dtype))
+
+
 def _widened(op: catalogue.Op) -> catalogue.Op:
-    """The op with float64 wherever its signature says float32."""
+    """The op with twice the precision wherever its signature has no more than half of it."""
 
     def argument(given: Argument) -> Argument:
-        return replace(given, dtype=dtypes.float64) if given.dtype is dtypes.float32 else given
+        return given if given.dtype is None else replace(given, dtype=_WIDER.get(given.dtype, given.dtype))
 
     def attr(given: Attr) -> Attr:
-        return given if given.allowed is None else replace(given, allowed=given.allowed | {dtypes.float64})
+        if given.allowed is None:
+            return given
+        return replace(given, allowed=given.allowed | {_WIDER[kind] for kind in given.allowed if kind in _WIDER})
 
     signature = op.signature
     attrs = {name: attr(given) for name, given in signature.attrs.items()}

@@ -6,34 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
 from gradserve.errors import GradserveError, Unsupported
-from gradserve.graph import op as catalogue
 from gradserve.graph.graph import Graph
 from gradserve.graph.op import raw
-from tests.ops.differences import Built, check, run
-from tests.ops.draw import Draw
-
-_search = settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.mark.parametrize("known_shapes", [True, False])
-@pytest.mark.parametrize("name", ["CudnnRNN", "CudnnRNNV3"])
-@_search
-@given(data=st.data())
-def test_two_orders_agree_with_central_differences(name: str, known_shapes: bool, data: st.DataObject) -> None:
-    examples = catalogue.lookup(name).examples
-    assert examples is not None
-    draw = Draw(lambda low, high: data.draw(st.integers(low, high)), data.draw(st.integers(0, 99)))
-    for example in examples(draw):
-        if example.attrs["rnn_mode"] == "rnn_relu":
-            continue  # kinks
-        built = Built(catalogue.lookup(name), example, known_shapes=known_shapes)
-        check(built.outputs[:3], built.sources, built.values, order=2)
+from tests.ops.differences import run
 
 
 def _ramp(*shape: int) -> Any:

@@ -70,6 +70,8 @@ class Example(NamedTuple):
         differences: False where the gradient is a convention and central differences would contradict it.
         order: the highest order of derivative to check.
         step: of the differences. Any will do where the op is linear: float32 wants a large one.
+        held: names of inputs that have no gradient, as in TensorFlow, although the outputs depend on them.
+        build: makes the outputs of tensors for the inputs; None for the call of the op and nothing else.
     """
 
     inputs: tuple[Any, ...]
@@ -77,11 +79,20 @@ class Example(NamedTuple):
     differences: bool = True
     order: int = 2
     step: float = 1e-5
+    held: tuple[str, ...] = ()
+    build: Callable[..., Sequence[Any]] | None = None
 
 
-def call(*inputs: Any, differences: bool = True, order: int = 2, step: float = 1e-5, **attrs: Any) -> Example:
+def call(
+    *inputs: Any, differences: bool = True, order: int = 2, step: float = 1e-5, held: Sequence[str] = (), **attrs: Any
+) -> Example:
     """An example: these inputs, these attrs."""
-    return Example(inputs, attrs, differences, order, step)
+    return Example(inputs, attrs, differences, order, step, tuple(held))
+
+
+def within(build: Callable[..., Sequence[Any]], *inputs: Any, order: int = 2) -> Example:
+    """An example of an op whose inputs or outputs are no arrays: a small graph around it, of tensors of the inputs."""
+    return Example(inputs, {}, order=order, build=build)
 
 
 class BoundRule:

@@ -425,7 +425,9 @@ define(
     gradient=lambda dy, y, x, paddings, value: (_unpad(dy, x, paddings), None, None),
     kernel=_pad,
     host=("paddings",),
-    examples=lambda draw: [call(draw.normal(*(s := draw.shape())), _paddings(draw, len(s)), draw.normal())],
+    examples=lambda draw: [
+        call(draw.normal(*(s := draw.shape())), _paddings(draw, len(s)), draw.normal(), held=("constant_values",))
+    ],
 )
 
 

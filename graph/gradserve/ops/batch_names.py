@@ -25,7 +25,7 @@ from gradserve.ops import (
 Examples = Callable[[Any], list[Example]]
 
 
-def _again(text: str, later: Op, examples: Examples | None) -> None:
+def _again(text: str, later: Op, examples: Examples) -> None:
     """Defines an op with the rules of another."""
     define(
         text,
@@ -62,11 +62,16 @@ def _signals(count: int) -> Examples:
 
 _REAL = "T: float32|float64"
 _ADJOINT = f"adjoint: bool = false, {_REAL}"
-_LINES: tuple[tuple[str, Examples | None], ...] = (
-    # Cholesky's and the eigenvalues' gradients are symmetric by convention; test_symmetric_matrices checks them.
-    (f"BatchCholesky(input: T; {_REAL}) -> (output: T)", None),
-    (f"BatchCholeskyGrad(l: T, grad: T; {_REAL}) -> (output: T)", None),
-    (f"BatchSelfAdjointEigV2(input: T; compute_v: bool = true, {_REAL}) -> (e: T, v: T)", None),
+_LINES: tuple[tuple[str, Examples], ...] = (
+    (
+        f"BatchCholesky(input: T; {_REAL}) -> (output: T)",
+        lambda draw: linalg.symmetric_examples(draw, raw.BatchCholesky, "normal"),
+    ),
+    (f"BatchCholeskyGrad(l: T, grad: T; {_REAL}) -> (output: T)", linalg.factor_examples),
+    (
+        f"BatchSelfAdjointEigV2(input: T; compute_v: bool = true, {_REAL}) -> (e: T, v: T)",
+        lambda draw: [call(linalg.eigen_input(draw), compute_v=draw.pick([True, False]))],
+    ),
     (f"BatchMatrixInverse(input: T; {_ADJOINT}) -> (output: T)", _matrices),
     ("BatchMatrixDeterminant(input: T; T: complex128|complex64|float32|float64) -> (output: T)", _matrices),
     (f"BatchMatrixSolve(matrix: T, rhs: T; {_ADJOINT}) -> (output: T)", _systems),
@@ -126,6 +131,6 @@ for _name, _types in (("SelfAdjointEig", "float16|float32|float64"), ("BatchSelf
         kernel=_stacked,
         # Only the lower triangle is read, and the gradient is that triangle's.
         examples=lambda draw: [
-            call(np.diag(draw.distinct(n := draw.size(1, 3))) * 4 + draw.unit(n, n) * 0.1, order=1),
+            call(linalg.eigen_input(draw)),
         ],
     )

@@ -15,6 +15,7 @@ from gradserve.graph import shapes
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
+from gradserve.graph.symbolic import count_up, rank_of
 from gradserve.ops.composites import composite
 from gradserve.ops.precision import widen
 
@@ -162,40 +163,48 @@ def _saturation(xp: Any, x: Any, scale: Any) -> Any:
     return _to_rgb(xp, xp.concatenate([hsv[..., :1], scaled, hsv[..., 2:]], axis=-1)).astype(x.dtype)
 
 
-def _hue_gradient(dy: Tensor, y: Tensor, x: Tensor, delta: Tensor) -> tuple[Tensor, None]:
+def _hue_gradient(dy: Tensor, y: Tensor, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
     hsv = raw.RGBToHSV(x)
     hue, saturation, value = _channels(hsv)
     turned = hue + raw.Cast(delta, DstT=x.dtype)
     d_hsv = to_rgb_gradient(dy, y, raw.ConcatV2([turned - raw.Floor(turned), saturation, value], _LAST))
-    return to_hsv_gradient(d_hsv, hsv, x), None
+    return to_hsv_gradient(d_hsv, hsv, x), _summed(_channels(d_hsv)[0], delta)
 
 
-def _saturation_gradient(dy: Tensor, y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, None]:
+def _saturation_gradient(dy: Tensor, y: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     hsv = raw.RGBToHSV(x)
     hue, saturation, value = _channels(hsv)
     factor = raw.Cast(scale, DstT=x.dtype)
-    scaled = raw.ClipByValue(saturation * factor, 0, 1)
+    free = saturation * factor
+    scaled = raw.ClipByValue(free, 0, 1)
     dh, ds, dv = _channels(to_rgb_gradient(dy, y, raw.ConcatV2([hue, scaled, value], _LAST)))
-    unclipped = raw.Cast(raw.LessEqual(saturation * factor, raw.OnesLike(saturation)), DstT=x.dtype)
-    return to_hsv_gradient(raw.ConcatV2([dh, ds * factor * unclipped, dv], _LAST), hsv, x), None
+    ds *= raw.Cast(raw.Equal(free, scaled), DstT=x.dtype)
+    d_hsv = raw.ConcatV2([dh, ds * factor, dv], _LAST)
+    return to_hsv_gradient(d_hsv, hsv, x), _summed(ds * saturation, scale)
+
+
+def _summed(x: Tensor, like: Tensor) -> Tensor:
+    """The sum of all, with the dtype of a scalar."""
+    return raw.Cast(raw.Sum(x, count_up(0, rank_of(x))), DstT=like.dtype)
 
 
 def _contrast(xp: Any, x: Any, factor: Any) -> Any:
     wide = widen(xp, x)
-    mean = xp.mean(wide, axis=(-3, -2), keepdims=True)
+    mean = xp.sum(wide, axis=(-3, -2), keepdims=True) / max(x.shape[-3] * x.shape[-2], 1)
     return ((wide - mean) * xp.asarray(factor, dtype=wide.dtype) + mean).astype(x.dtype)
 
 
-def _contrast_gradient(dy: Tensor, y: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, None]:
-    """The map is symmetric: dx = f (dy - mean dy) + mean dy."""
+def _contrast_gradient(dy: Tensor, y: Tensor, x: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
+    """The map is symmetric in x: dx = f (dy - mean dy) + mean dy, and df = Σ (dy - mean dy) x."""
     mean = raw.Mean(dy, np.array([-3, -2], np.int32), keep_dims=True)
-    return (dy - mean) * raw.Cast(factor, DstT=x.dtype) + mean, None
+    rest = dy - mean
+    return rest * raw.Cast(factor, DstT=x.dtype) + mean, _summed(rest * x, factor)
 
 
 def _adjusted_examples(draw: Any, number: float) -> list[Example]:
     """Of dtype float32, the widest that the ops take."""
     (example,) = _rgb_examples(draw)
-    return [call(example.inputs[0].astype(np.float32), np.float32(number), step=1e-3, order=1)]
+    return [call(example.inputs[0].astype(np.float32), np.float32(number))]
 
 
 for _name, _argument, _kernel, _rule, _number in (
@@ -215,7 +224,7 @@ define(
     gradient=_contrast_gradient,
     kernel=_contrast,
     examples=lambda draw: [
-        call(draw.normal(*draw.shape(0, 1), draw.size(1, 3), 2, 3).astype(np.float32), np.float32(1.7), step=0.1)
+        call(draw.normal(*draw.shape(0, 1), draw.size(0, 3), 2, draw.size(0, 3)).astype(np.float32), np.float32(1.7))
     ],
 )
 

@@ -13,6 +13,7 @@ from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import MISSING, Example, call, define, raw
 from gradserve.graph.shapes import Shape
+from gradserve.graph.symbolic import part
 from gradserve.ops.coordinates import flat, sizes_of
 from gradserve.ops.ragged import checked
 
@@ -86,10 +87,10 @@ def _sparse_gradient(
 ) -> Sequence[Tensor | None]:  # fmt: skip
     if binary_output or shapes.num_elements(weights.shape) == 0:
         return [None] * 5
-    rank = y.shape and len(y.shape)
-    if rank is None:
-        raise InvalidArgument("The gradient of SparseBincount needs the number of axes of its input to be known.")
-    rows = None if rank == 1 else _column(indices)
+    rows = None if y.rank == 1 else _column(indices)
+    if y.rank is None:  # a vector is a matrix of one row
+        dy = raw.Reshape(dy, part(raw.ConcatV2([np.array([1], np.int32), raw.Shape(dy)], np.int32(0)), -2))
+        rows *= raw.Cast(raw.Greater(raw.Rank(y), 1), DstT=indices.dtype)
     return [None, None, None, None, _weights_gradient(dy, rows, values, size, weights)]
 
 

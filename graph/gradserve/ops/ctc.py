@@ -108,13 +108,15 @@ def _loss_gradient(
     return dinputs, None, None, None
 
 
-def _examples(draw: Any) -> list[Example]:
-    labels = np.array([[0, 0], [0, 1], [1, 0]]), np.array([1, 1, 2], np.int32), np.array([5, 3], np.int32)
-    return [
-        call(draw.normal(5, 2, 4), *labels, differences=False),
-        call(draw.normal(5, 2, 4), *labels, preprocess_collapse_repeated=True, differences=False),
-        call(draw.normal(5, 2, 4), *labels, ctc_merge_repeated=False, differences=False),
-    ]
+def _examples(draw: Any, kind: Any) -> list[Example]:
+    """Up to two labels a sequence, which may be the same one and are no blank, and steps enough for them."""
+    steps, batch, classes = draw.size(3, 5), draw.size(0, 2), draw.size(3, 4)
+    rows = [(row, place) for row in range(batch) for place in range(draw.size(0, 2))]
+    at = np.array(rows, np.int64).reshape(-1, 2)
+    labels, lengths = draw.integers(1, classes - 1, len(rows)), draw.integers(3, steps + 1, batch)
+    attr = draw.pick(["preprocess_collapse_repeated", "ctc_merge_repeated"])
+    x = draw.normal(steps, batch, classes).astype(kind)
+    return [call(x, at, labels, lengths, **{attr: draw.pick([True, False])})]
 
 
 for _name in ("CTCLoss", "CTCLossV2"):
@@ -128,5 +130,5 @@ for _name in ("CTCLoss", "CTCLossV2"):
         gradient=_loss_gradient,
         kernel=_kernel,
         dynamic=True,
-        examples=_examples if _name == "CTCLoss" else None,
+        examples=lambda draw, kind=np.float64 if _type == "T" else np.float32: _examples(draw, kind),
     )

@@ -269,9 +269,9 @@ def _examples(draw: Any, with_lengths: bool) -> list[Example]:
     params = draw.unit(_count(inputs, units, layers, both, _CELLS[mode][1]))
     attrs: dict[str, Any] = {"rnn_mode": mode, "direction": "bidirectional" if both == 2 else "unidirectional"}
     if not with_lengths:
-        return [call(x, h, c, params, differences=False, **attrs)]
+        return [call(x, h, c, params, **attrs)]
     lengths = draw.integers(1, steps + 1, batch)
-    return [call(x, h, c, params, lengths, time_major=not batch_first, differences=False, **attrs)]
+    return [call(x, h, c, params, lengths, time_major=not batch_first, **attrs)]
 
 
 _ATTRS = (

@@ -173,8 +173,8 @@ for _version, _attr in (("V2", ""), ("V3", ", align: string = 'RIGHT_LEFT'")):
         kernel=_aligned(_take),
         host=("k",),
         examples=lambda draw: [
-            call(draw.normal(draw.size(), 3, draw.size(3, 5)), _K, draw.normal()),
-            call(draw.normal(3, draw.size(1)), np.int32(-draw.size(0, 2)), np.zeros(())),
+            call(draw.normal(draw.size(), 3, draw.size(3, 5)), _K, draw.normal(), held=("padding_value",)),
+            call(draw.normal(3, draw.size(1)), np.int32(-draw.size(0, 2)), np.zeros(()), held=("padding_value",)),
         ],
     )
     define(
@@ -191,8 +191,16 @@ for _version, _attr in (("V2", ""), ("V3", ", align: string = 'RIGHT_LEFT'")):
                 np.int32(-1),
                 np.int32(-1),
                 np.zeros(()),
+                held=("padding_value",),
             ),
-            call(draw.normal(*draw.shape(0, 1), 3, 3), _K, np.int32(3), np.int32(4), draw.normal()),
+            call(
+                draw.normal(*draw.shape(0, 1), 3, 3),
+                _K,
+                np.int32(3),
+                np.int32(4),
+                draw.normal(),
+                held=("padding_value",),
+            ),
         ],
     )
     define(

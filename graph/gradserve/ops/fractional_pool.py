@@ -235,7 +235,11 @@ def _asked_shape(shape: Tensor, dy: Tensor, rows: Tensor, columns: Tensor) -> Sh
 
 def _examples(draw: Any) -> list[Example]:
     x = draw.distinct(draw.size(0, 2), draw.size(2, 7), draw.size(2, 7), draw.size(0, 2))
-    flags = {"pseudo_random": bool(draw.size(0, 1)), "overlapping": bool(draw.size(0, 1)), "deterministic": True}
+    flags: dict[str, Any] = {
+        "pseudo_random": bool(draw.size(0, 1)),
+        "overlapping": bool(draw.size(0, 1)),
+        "deterministic": True,
+    }
     return [call(x, pooling_ratio=[1.0, 1.44, 1.73, 1.0], seed=3, seed2=draw.size(1, 9), **flags)]
 
 

@@ -143,10 +143,7 @@ def _single(array: Any) -> Any:
 def _cell_examples(draw: Any) -> list[Example]:
     batch, inputs, units = draw.size(), draw.size(), draw.size(1)
     state = [_single(draw.unit(batch, size)) for size in (inputs, units, units)]
-    return [
-        call(*state, *_cell_weights(draw, inputs, units), use_peephole=peephole, differences=False)
-        for peephole in (False, True)
-    ]
+    return [call(*state, *_cell_weights(draw, inputs, units), use_peephole=peephole) for peephole in (False, True)]
 
 
 define(
@@ -183,8 +180,7 @@ def _lstm_backward_examples(draw: Any) -> list[Example]:
     state = [_single(draw.unit(batch, size)) for size in (inputs, units, units)]
     saved = [_single(draw.fraction(batch, units)) for _ in range(8)]
     return [
-        call(*state, *_cell_weights(draw, inputs, units), *saved, use_peephole=peephole, differences=False)
-        for peephole in (False, True)
+        call(*state, *_cell_weights(draw, inputs, units), *saved, use_peephole=peephole) for peephole in (False, True)
     ]
 
 
@@ -292,25 +288,23 @@ def _block_backward_gradient(*values: Tensor, node: Node, sweep: Any) -> list[An
     return [None, *found]
 
 
-def _block_examples(draw: Any) -> list[Example]:
-    steps, batch, inputs, units = draw.size(), draw.size(), draw.size(), draw.size(1, 2)
+def _block_inputs(draw: Any) -> tuple[tuple[Any, Any, Any, Any], int, int]:
+    """The limit, which may be less than the number of steps, x and the states; the sizes of inputs and units."""
+    steps, batch, inputs, units = draw.size(0, 3), draw.size(0, 2), draw.size(0, 2), draw.size(1, 2)
     x, cs, h = (_single(draw.unit(*shape)) for shape in ((steps, batch, inputs), (batch, units), (batch, units)))
-    weights = _cell_weights(draw, inputs, units)
-    return [
-        call(np.int64(limit), x, cs, h, *weights, use_peephole=peephole, differences=False)
-        for limit, peephole in ((steps, True), (max(steps - 1, 0), False))
-    ]
+    return (np.int64(max(steps - draw.size(0, 1), 0)), x, cs, h), inputs, units
+
+
+def _block_examples(draw: Any) -> list[Example]:
+    (limit, x, cs, h), inputs, units = _block_inputs(draw)
+    return [call(limit, x, cs, h, *_cell_weights(draw, inputs, units), use_peephole=draw.pick([True, False]))]
 
 
 def _block_backward_examples(draw: Any) -> list[Example]:
-    steps, batch, inputs, units = draw.size(), draw.size(), draw.size(), draw.size(1, 2)
-    x, cs, h = (_single(draw.unit(*shape)) for shape in ((steps, batch, inputs), (batch, units), (batch, units)))
-    saved = [_single(draw.fraction(steps, batch, units)) for _ in range(9)]
+    (limit, x, cs, h), inputs, units = _block_inputs(draw)
+    saved = [_single(draw.fraction(*x.shape[:2], units)) for _ in range(9)]
     weights = _cell_weights(draw, inputs, units)
-    return [
-        call(np.int64(limit), x, cs, h, *weights, *saved, use_peephole=peephole, differences=False)
-        for limit, peephole in ((steps, True), (max(steps - 1, 0), False))
-    ]
+    return [call(limit, x, cs, h, *weights, *saved, use_peephole=draw.pick([True, False]))]
 
 
 for _version, _defaults in (
@@ -368,7 +362,7 @@ def _gru_examples(draw: Any, saved: int) -> list[Example]:
     batch, inputs, units = draw.size(), draw.size(), draw.size(1)
     state = [_single(draw.unit(batch, size)) for size in (inputs, units)]
     more = [_single(draw.fraction(batch, units)) for _ in range(saved)]
-    return [call(*state, *_gru_weights(draw, inputs, units), *more, differences=False)]
+    return [call(*state, *_gru_weights(draw, inputs, units), *more)]
 
 
 _GRU_INPUTS = "x: T, h_prev: T, w_ru: T, w_c: T, b_ru: T, b_c: T"

@@ -147,9 +147,8 @@ define(
 
 
 def _beta_examples(draw: Any) -> list[Example]:
-    """Differences in x alone: a and b have no gradient."""
     shape = draw.shape()
-    return [call(draw.above_one(*shape), draw.above_one(*shape), draw.fraction(*shape), order=1)]
+    return [call(draw.above_one(*shape), draw.above_one(*shape), draw.fraction(*shape), held=("a", "b"))]
 
 
 define(

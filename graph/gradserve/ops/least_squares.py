@@ -90,11 +90,12 @@ def _examples(draw: Any, *, turned_too: bool = True) -> list[Example]:
     rows, columns = draw.pick([(3, 2), (2, 3), (2, 2), (1, 1)])
     a = np.eye(rows, columns) * 3 + draw.unit(rows, columns)
     b = draw.normal(rows, draw.size(1, 2))
+    held = ("l2_regularizer",)
     turned, penalty = a + 0.3j * draw.unit(rows, columns), np.array(draw.pick([0.0, 0.7]))
     return [
-        call(a, b, penalty, fast=draw.pick([True, False])),
-        call(np.stack([a, a * 2]), np.stack([b, b + 1]), penalty),
-        *([call(turned, b + 0.5j, penalty)] if turned_too else []),
+        call(a, b, penalty, fast=draw.pick([True, False]), held=held),
+        call(np.stack([a, a * 2]), np.stack([b, b + 1]), penalty, held=held),
+        *([call(turned, b + 0.5j, penalty, held=held)] if turned_too else []),
     ]
 
 

@@ -6,13 +6,14 @@ derivative results", extended to complex numbers by conjugation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
-from gradserve.graph.op import Example, call, define, raw, same_shape
+from gradserve.graph.op import Example, call, define, raw, same_shape, within
 from gradserve.graph.shapes import Shape
 from gradserve.ops.precision import widen
 from gradserve.ops.recurrence import through
@@ -235,15 +236,22 @@ def _definite(draw: Any, domain: str = "normal") -> Any:
     return x @ x.conj().T
 
 
+def symmetric_examples(draw: Any, factor: Callable[[Tensor], Tensor], *domains: str) -> list[Example]:
+    """Only one triangle is read, but the gradient is symmetric: it agrees with differences of symmetric matrices."""
+    return [
+        within(lambda x: [factor((x + adjoint(x)) * 0.5)], np.stack([_definite(draw, domain)] * 2))
+        for domain in domains
+    ]
+
+
 define(
     "Cholesky(input: T; T: factorable) -> (output: T)",
     shape=same_shape,
     gradient=_cholesky_gradient,
     kernel=_cholesky,
-    # The gradient is symmetric, though only one triangle is read: differences of single entries contradict it.
     examples=lambda draw: [
-        call(_definite(draw), differences=False),
         call(_definite(draw, "complex"), differences=False),
+        *symmetric_examples(draw, raw.Cholesky, "normal", "complex"),
     ],
 )
 
@@ -269,12 +277,17 @@ def _of_factor_gradient(cotangent: Tensor, y: Tensor, factor: Tensor, dy: Tensor
     return through(formula, [cotangent], [factor, dy], sweep)
 
 
+def factor_examples(draw: Any) -> list[Example]:
+    """Factors and cotangents."""
+    return [call(x, draw.normal(*x.shape)) for x in (_square(draw), _square(draw, draw.size()))]
+
+
 define(
     "CholeskyGrad(l: T, grad: T; T: float16|float32|float64) -> (output: T)",
     shape=same_shape,
     gradient=_of_factor_gradient,
     kernel=_of_factor,
-    examples=lambda draw: [call(x, draw.normal(*x.shape)) for x in (_square(draw), _square(draw, draw.size()))],
+    examples=factor_examples,
 )
 
 
@@ -298,12 +311,26 @@ def eigen_gradient(de: Tensor, dv: Tensor, e: Tensor, v: Tensor, x: Tensor, *, c
     return raw.MatrixSetDiag(lower, raw.MatrixDiagPart(lower) * 0.5)
 
 
+def eigen_input(draw: Any) -> Any:
+    """Eigenvalues far from each other; vectors are unique up to their sign, and LAPACK's are steady."""
+    return np.diag(draw.distinct(n := draw.size(0, 3))) * 4 + draw.unit(n, n) * 0.1
+
+
+def _eigen_phases(x: Tensor) -> list[Tensor]:
+    """Of complex vectors the squares of sizes, which do not depend on their phases."""
+    e, v = raw.SelfAdjointEigV2.outputs(x)
+    return [e, v * raw.Conj(v)]
+
+
 define(
     "SelfAdjointEigV2(input: T; compute_v: bool = true, T: factorable) -> (e: T, v: T)",
     shape=lambda x, *, compute_v: [None if x.shape is None else x.shape[:-1], x.shape if compute_v else None],
     gradient=eigen_gradient,
     kernel=eigen,
     examples=lambda draw: [
-        call(np.diag(draw.distinct(n := draw.size(1, 3))) * 4 + draw.unit(n, n) * 0.1, compute_v=False, order=1)
+        call(eigen_input(draw), compute_v=False),
+        call(eigen_input(draw)),
+        call(eigen_input(draw) + 0.05j, compute_v=False),
+        within(_eigen_phases, np.stack([eigen_input(draw) + 0.05j] * 2)),
     ],
 )

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradserve.graph import dtypes, shapes
 from gradserve.graph.graph import Node, Tensor
-from gradserve.graph.op import Example, call, define, raw
+from gradserve.graph.op import Example, call, define, raw, within
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import concat, part, product, shape_of
 from gradserve.ops.conv import channel_axis
@@ -212,6 +212,8 @@ class _Channels:
 
 
 # Batch normalisation: examples and ops. TensorFlow allows float32 at most; tests widen that to take differences.
+# The mean and the variance, which follow y, carry no gradient, nor do those that are given. The gradient ops are
+# differentiated for reserve spaces that follow from x: alone they agree with no differences.
 
 
 def _drawn(draw: Any, *, volumes: bool) -> tuple[Any, int, dict[str, Any]]:
@@ -224,20 +226,32 @@ def _drawn(draw: Any, *, volumes: bool) -> tuple[Any, int, dict[str, Any]]:
     return draw.normal(*shape), channels, {"data_format": layout, "is_training": bool(draw.size(0, 1))}
 
 
-def _narrow(*arrays: Any, **attrs: Any) -> Example:
-    return call(*(np.asarray(array, np.float32) for array in arrays), differences=False, **attrs)
+def _single(*arrays: Any) -> list[Any]:
+    return [np.asarray(array, np.float32) for array in arrays]
 
 
-def _normalise_examples(draw: Any, *, volumes: bool = False) -> list[Example]:
+def _normalise_examples(draw: Any, name: str, *, volumes: bool = False) -> list[Example]:
     x, channels, attrs = _drawn(draw, volumes=volumes)
     vectors = [draw.normal(channels), draw.normal(channels), draw.normal(channels), draw.positive(channels)]
-    return [_narrow(x, *vectors, exponential_avg_factor=draw.pick([1.0, 0.25]), **attrs)]
+    x, scale, offset, *moments = _single(x, *vectors)
+
+    def normalised(x: Tensor, scale: Tensor, offset: Tensor) -> Sequence[Tensor]:
+        """y alone. A large epsilon keeps high orders small where the entries of a channel are alike."""
+        given = [raw.Cast(moment, DstT=scale.dtype) for moment in moments]
+        return getattr(raw, name).outputs(x, scale, offset, *given, epsilon=0.5, **attrs)[:1]
+
+    attrs["exponential_avg_factor"] = draw.pick([1.0, 0.25])
+    return [
+        call(x, scale, offset, *moments, differences=False, **attrs),
+        within(normalised, x, scale, offset, order=3),
+    ]
 
 
 def _normalise_grad_examples(draw: Any, reserve: int = 0, *, volumes: bool = False) -> list[Example]:
     x, channels, attrs = _drawn(draw, volumes=volumes)
     vectors = [draw.normal(channels), draw.normal(channels), draw.positive(channels)]
-    return [_narrow(draw.normal(*x.shape), x, *vectors, *[np.zeros(0)] * reserve, **attrs)]
+    inputs = _single(draw.normal(*x.shape), x, *vectors, *[np.zeros(0)] * reserve)
+    return [call(*inputs, differences=False, **attrs)]
 
 
 _EPSILON = "epsilon: float = 9.999999747378752e-05"
@@ -251,7 +265,7 @@ define(
     shape=_normalised_shape,
     gradient=_of_normalise("FusedBatchNormGrad"),
     kernel=_normalise,
-    examples=_normalise_examples,
+    examples=lambda draw: _normalise_examples(draw, "FusedBatchNorm"),
 )
 define(
     "FusedBatchNormV2(x: T, scale: U, offset: U, mean: U, variance: U;"
@@ -260,7 +274,7 @@ define(
     shape=_normalised_shape,
     gradient=_of_normalise("FusedBatchNormGradV2"),
     kernel=_normalise,
-    examples=_normalise_examples,
+    examples=lambda draw: _normalise_examples(draw, "FusedBatchNormV2"),
 )
 define(
     "FusedBatchNormV3(x: T, scale: U, offset: U, mean: U, variance: U;"
@@ -269,7 +283,7 @@ define(
     shape=_normalised_shape_with_reserve,
     gradient=_of_normalise("FusedBatchNormGradV3"),
     kernel=_normalise_with_reserve,
-    examples=lambda draw: _normalise_examples(draw, volumes=True),
+    examples=lambda draw: _normalise_examples(draw, "FusedBatchNormV3", volumes=True),
 )
 define(
     "FusedBatchNormGrad(y_backprop: T, x: T, scale: T, reserve_space_1: T, reserve_space_2: T;"
@@ -462,8 +476,8 @@ def _lrn_examples(draw: Any, which: str) -> list[Example]:
     x = draw.normal(draw.size(0, 2), 2, draw.size(1, 2), draw.size(1, 5))
     attrs: dict[str, Any] = {"depth_radius": draw.size(0, 2), "bias": 1.5, "alpha": 0.3, "beta": 0.6}
     if which == "forward":
-        return [_narrow(x, **attrs)]
-    return [_narrow(draw.normal(*x.shape), x, _lrn(np, x, **attrs), **attrs)]
+        return [call(*_single(x), order=3, **attrs)]
+    return [call(*_single(draw.normal(*x.shape), x, _lrn(np, x, **attrs)), **attrs)]
 
 
 _LRN = f"depth_radius: int = 5, bias: float = 1.0, alpha: float = 1.0, beta: float = 0.5, T: {_NARROW} = float32"

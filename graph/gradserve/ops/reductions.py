@@ -16,7 +16,7 @@ import numpy as np
 from gradserve.errors import InvalidArgument, InvalidShape
 from gradserve.graph import shapes, static
 from gradserve.graph.graph import Tensor
-from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, call, define, raw, within
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import Size, product, shape_of, size_of, spread, vector, with_kept
 from gradserve.graph.variants import Variant
@@ -302,7 +302,12 @@ def _scan_examples(draw: Any, domain: str = "normal") -> list[Example]:
 
 def _log_scan_examples(draw: Any) -> list[Example]:
     """The first of an exclusive scan is -∞: differences can't bear it."""
-    return [example._replace(differences=not example.attrs["exclusive"]) for example in _scan_examples(draw)]
+    (example,) = _scan_examples(draw)
+    if not example.attrs["exclusive"]:
+        return [example]
+    x, axis = example.inputs
+    bounded = within(lambda x: [raw.Maximum(raw.CumulativeLogsumexp(x, axis, **example.attrs), -10)], x)
+    return [example._replace(differences=False), bounded]
 
 
 def _scan_op(

@@ -127,8 +127,8 @@ def _examples(draw: Any, *, backward: bool = False) -> list[Example]:
     size = np.array([draw.size(1, 5), draw.size(1, 6)], np.int32)
     if backward:
         dy = draw.normal(x.shape[0], *size, x.shape[3]).astype(np.float32)
-        return [call(dy, x, scale, translation, step=0.1, **attrs)]
-    return [call(x, size, scale, translation, step=0.1, **attrs)]
+        return [call(dy, x, scale, translation, step=0.1, held=("scale", "translation"), **attrs)]
+    return [call(x, size, scale, translation, step=0.1, held=("scale", "translation"), **attrs)]
 
 
 _ATTRS = "kernel_type: string = 'lanczos3', antialias: bool = true"

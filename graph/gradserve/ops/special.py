@@ -108,6 +108,8 @@ def _polygamma(xp: Any, a: Any, x: Any) -> Any:
 
 
 def _zeta_gradient(dz: Tensor, z: Tensor, x: Tensor, q: Tensor) -> tuple[None, Tensor]:
+    """None for x, as in TensorFlow: of a second derivative, too, one part alone would be wrong."""
+    x = raw.StopGradient(x)
     return None, -dz * x * raw.Zeta(x + 1, q)
 
 
@@ -117,13 +119,12 @@ def _polygamma_gradient(dz: Tensor, z: Tensor, a: Tensor, x: Tensor) -> tuple[No
 
 def _polygamma_examples(draw: Any) -> list[Example]:
     a, x = draw.broadcastable_shapes()
-    return [call(draw.integers(0, 4, *a, dtype="float64"), draw.positive(*x))]
+    return [call(draw.integers(0, 4, *a, dtype="float64"), draw.positive(*x), held=("a",))]
 
 
 def _zeta_examples(draw: Any) -> list[Example]:
     x, q = draw.broadcastable_shapes()
-    # The dependence on x is left out, as in TensorFlow, so the second order holds for q alone.
-    return [call(draw.above_one(*x), draw.positive(*q), order=1)]
+    return [call(draw.above_one(*x), draw.positive(*q), held=("x",))]
 
 
 define(

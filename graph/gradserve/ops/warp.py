@@ -137,10 +137,10 @@ def _examples(draw: Any, *more: Any) -> list[Example]:
     }
     general = np.array([[1.1, 0.2, -0.6, 0.1, 0.9, 0.7, 0.02, -0.01]], np.float32)
     moved = np.array([[1, 0, 1, 0, 1, -1, 0, 0]], np.float32)
-    same = np.array(x.shape[1:3], np.int32)
+    same, held = np.array(x.shape[1:3], np.int32), ("transforms", "fill_value")
     return [
         call(x, general, size, *more, differences=False, **attrs),
-        call(x, moved, same, *more, interpolation=attrs["interpolation"], fill_mode="CONSTANT"),
+        call(x, moved, same, *more, held=held, interpolation=attrs["interpolation"], fill_mode="CONSTANT"),
     ]
 
 
