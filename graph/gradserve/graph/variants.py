@@ -15,9 +15,18 @@ from gradserve.graph.shapes import Shape, is_static, merge
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Variant:
-    """Base of every value of dtype variant. Gradients add them up and make zeros of them."""
+    """Base of every value of dtype variant. Gradients add them up and make zeros of them.
+
+    In an array of variants the number 0 stands for one that was never written: a slice leaves it in its gradient.
+    """
 
     def __add__(self, other: Any) -> Any:
+        return self.plus(other) if isinstance(other, Variant) else self
+
+    __radd__ = __add__
+
+    def plus(self, other: Any) -> Any:
+        """The sum with another of the same kind."""
         raise NotImplementedError
 
     def zeros_like(self) -> Any:
@@ -77,7 +86,7 @@ class TensorList(Variant):
         """As many zeros: elements that are set become zeros of their shape."""
         return self.with_items(tuple(None if item is None else zeros_like(item) for item in self.items))
 
-    def __add__(self, other: TensorList) -> TensorList:
+    def plus(self, other: TensorList) -> TensorList:
         if not self.items or not other.items:
             return self if self.items else other  # a sum may start before the length is known
         if len(self) != len(other):
@@ -103,7 +112,7 @@ class TensorMap(Variant):
     def zeros_like(self) -> TensorMap:
         return TensorMap({mark: (key, zeros_like(value)) for mark, (key, value) in self.entries.items()})
 
-    def __add__(self, other: TensorMap) -> TensorMap:
+    def plus(self, other: TensorMap) -> TensorMap:
         total = dict(self.entries)
         for mark, (key, value) in other.entries.items():
             total[mark] = (key, total[mark][1] + value) if mark in total else (key, value)
@@ -123,7 +132,7 @@ class Components(Variant):
     def zeros_like(self) -> Components:
         return Components(None if self.values is None else tuple(map(zeros_like, self.values)))
 
-    def __add__(self, other: Components) -> Components:
+    def plus(self, other: Components) -> Components:
         if self.values is None or other.values is None:
             return other if self.values is None else self
         return Components(tuple(a + b for a, b in zip(self.values, other.values, strict=True)))
@@ -154,7 +163,7 @@ def zeros_like(value: Any) -> Any:
     if isinstance(value, Variant):
         return value.zeros_like()
     if value.dtype == object:
-        return each(lambda entry: entry.zeros_like() if isinstance(entry, Variant) else b"", value)
+        return each(lambda entry: entry.zeros_like() if isinstance(entry, Variant) else type(entry)(), value)
     return np.zeros_like(value)
 
 

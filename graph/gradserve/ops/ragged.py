@@ -5,6 +5,7 @@ Values keep their order or are picked by position, so a gradient sends positions
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from gradserve.errors import InvalidArgument
 from gradserve.graph import dtypes, static
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import IndexedSlices, Tensor
-from gradserve.graph.op import NOT_DIFFERENTIABLE, call, define, raw
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, call, define, raw, within
 from gradserve.graph.shapes import Shape, broadcast
 from gradserve.graph.symbolic import part, shape_of
 from gradserve.graph.unbroadcast import unbroadcast
@@ -370,7 +371,7 @@ class RaggedValue(Variant):
     def zeros_like(self) -> RaggedValue:
         return RaggedValue(self.nested, np.zeros_like(self.values))
 
-    def __add__(self, other: RaggedValue) -> RaggedValue:
+    def plus(self, other: RaggedValue) -> RaggedValue:
         if self.values.shape != other.values.shape:
             raise InvalidArgument(
                 f"Ragged values of shapes {self.values.shape} and {other.values.shape} can't be added."
@@ -410,6 +411,25 @@ def _to_variant_shape(nested: list[Tensor], values: Tensor, *, batched_input: bo
     return (values.shape[0] if values.shape else None,)
 
 
+def _variant_examples(draw: Any) -> list[Example]:
+    """Into variants, one or one a row, and back; of a batch a part may come back, too."""
+    nested, count = _nested_draw(draw, levels := draw.size(0, 2))
+    batched = bool(draw.size(0, 1))
+    rank = max(levels, 1) if batched else levels
+
+    def there_and_back(x: Tensor) -> list[Tensor]:
+        encoded = raw.RaggedTensorToVariant(nested, raw.Sin(x), batched_input=batched)
+        inner = levels - 1 if batched and levels else 0 if batched else levels
+        attrs: dict[str, Any] = {"input_ragged_rank": inner, "output_ragged_rank": rank, "Tvalues": x.dtype.base}
+        values = raw.RaggedTensorFromVariant.outputs(encoded, Tsplits="int64", **attrs)[-1]
+        if not batched:
+            return [values]
+        pair = raw.RaggedTensorFromVariant.outputs(encoded[:1], Tsplits="int64", **attrs)[-1]
+        return [values, pair]
+
+    return [within(there_and_back, draw.normal(count, draw.size(1, 2)), order=3)]
+
+
 define(
     "RaggedTensorToVariant(rt_nested_splits: RAGGED_RANK * Tsplits, rt_dense_values: Tvalues; RAGGED_RANK: int,"
     " Tvalues: type, Tsplits: index = int64, batched_input: bool) -> (encoded_ragged: variant)",
@@ -417,6 +437,7 @@ define(
     gradient=_to_variant_gradient,
     kernel=_to_variant,
     dynamic=True,
+    examples=_variant_examples,
 )
 
 
@@ -430,10 +451,17 @@ def _pieces(encoded: Any) -> list[RaggedValue]:
 
 
 def _to_variant_back(xp: Any, encoded: Any, splits: Any, shape: Any, *, Tvalues: DType) -> Any:
-    """The cotangent of the values: the pieces one after another."""
+    """The cotangent of the values: the pieces one after another, zeros for one that was never written."""
     sizes = tuple(int(size) for size in shape)
-    pieces = [piece.values.reshape(-1) for piece in _pieces(encoded)]
-    return np.concatenate([np.zeros(0, Tvalues.numpy), *pieces]).reshape(sizes)
+    result = np.zeros(sizes, Tvalues.numpy)
+    is_one = isinstance(encoded, Variant)
+    ends = [0, sizes[0]] if is_one else splits.tolist() if np.ndim(splits) else range(sizes[0] + 1)
+    written = [encoded] if is_one else encoded.reshape(-1)
+    for entry, (start, stop) in zip(written, itertools.pairwise(ends), strict=True):
+        if not isinstance(entry, int):
+            (piece,) = _pieces(entry)
+            result[start:stop] = piece.values.reshape(stop - start, *sizes[1:])
+    return result
 
 
 def _back_gradient(
@@ -453,6 +481,7 @@ define(
     gradient=_back_gradient,
     kernel=_to_variant_back,
     dynamic=True,
+    examples=_variant_examples,
 )
 
 
@@ -484,9 +513,11 @@ def _from_variant(
 
 
 def _from_variant_gradient(
-    _: Any, dvalues: Tensor, nested: list[Tensor], values: Tensor, encoded: Tensor
-) -> Tensor:  # fmt: skip
-    rank = len(encoded.shape) if encoded.shape is not None else min(len(nested), 1)
+    _: Any, dvalues: Tensor, nested: list[Tensor], values: Tensor, encoded: Tensor, *, input_ragged_rank: int
+) -> Tensor:
+    rank = encoded.rank
+    if rank is None:  # not known, and not said either: one axis at most
+        rank = min(len(nested), 1) if input_ragged_rank < 0 else len(nested) - input_ragged_rank
     if rank < 2:
         return raw.RaggedTensorToVariant(nested, dvalues, batched_input=rank == 1)
     rows = raw.RaggedTensorToVariant(nested[rank - 1 :], dvalues, batched_input=True)
@@ -501,4 +532,5 @@ define(
     gradient=_from_variant_gradient,
     kernel=_from_variant,
     dynamic=True,
+    examples=_variant_examples,
 )

@@ -69,7 +69,7 @@ class SparseMatrix(Variant):
     def zeros_like(self) -> SparseMatrix:
         return SparseMatrix(self.sizes, self.indices[:0], self.values[:0])
 
-    def __add__(self, other: SparseMatrix) -> SparseMatrix:
+    def plus(self, other: SparseMatrix) -> SparseMatrix:
         if self.sizes != other.sizes:
             raise InvalidArgument(f"Sparse matrices of shapes {self.sizes} and {other.sizes} can't be added.")
         indices = np.concatenate([self.indices, other.indices])
