@@ -12,7 +12,7 @@ import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
 from gradserve.errors import LimitExceeded, NotFound
 from gradserve.graph import codec
-from gradserve.graph.functions import Spec, add_function, argument, new_body
+from gradserve.graph.functions import Spec, trace
 from gradserve.graph.graph import FunctionName, Graph, Tensor
 from gradserve.graph.op import raw
 from gradserve.ops import loops
@@ -26,12 +26,10 @@ X = np.array([0.3, -0.7, 1.1])
 
 def function(graph: Graph, name: str, like: Sequence[Tensor], body: Body, shapes: Any = ...) -> FunctionName:
     """Adds a body to the library; its arguments are like these tensors."""
-    with new_body(graph).as_default():
-        arguments = [
-            argument(Spec(x.dtype.base, x.shape if shapes is ... else shapes), f"a{k}") for k, x in enumerate(like)
-        ]
-        results = [y if isinstance(y, Tensor) else raw.Identity(y) for y in body(*arguments)]
-        return add_function(graph, name, arguments, results)
+    specs = [Spec(x.dtype.base, x.shape if shapes is ... else shapes) for x in like]
+    return trace(
+        graph, name, specs, lambda *given: [y if isinstance(y, Tensor) else raw.Identity(y) for y in body(*given)]
+    )
 
 
 def loop(condition: Body, body: Body, *start: Any, kind: str = "StatelessWhile") -> tuple[Tensor, ...]:
@@ -93,6 +91,17 @@ def stacked(x: Tensor) -> Tensor:
     return raw.TensorListStack(made, np.array([], np.int32), element_dtype=x.dtype)
 
 
+def rows(x: Tensor) -> Tensor:
+    """Rows that a body takes of an argument, whose gradients are slices: in a loop, a branch and a call."""
+
+    def taken(y: Tensor, x: Tensor) -> list[Tensor]:
+        return [y * raw.GatherV2(x, np.array([2, 0, 2], np.int32), np.int32(0))]
+
+    y = loop(lambda i, y, x: raw.Less(i, 2), lambda i, y, x: [i + 1, *taken(y, x), x], 0, x, x)[1]
+    (y,) = branch(raw.Greater(raw.Sum(x, [0]), 0.0), taken, lambda y, x: [y + x], y, x)
+    return raw.PartitionedCall.outputs([y, x], Tout=[x.dtype], f=function(x.graph, "f", [y, x], taken))[0]
+
+
 MODELS: dict[str, Callable[[Tensor], Tensor]] = {
     "no rounds": lambda x: power(x, 0),
     "rounds": lambda x: power(x, 4),
@@ -109,6 +118,7 @@ MODELS: dict[str, Callable[[Tensor], Tensor]] = {
         [x], Tout=[x.dtype], f=function(x.graph, "f", [x], lambda x: [power(x, 2)])
     )[0],
     "lists": stacked,
+    "rows": rows,
 }
 
 

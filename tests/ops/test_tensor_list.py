@@ -1,4 +1,4 @@
-"""Lists of tensors against central differences: each test is a way from arrays into a list and out of it again."""
+"""Lists of tensors: what they hold, elements of different shapes, and what is refused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from gradserve.autodiff import gradients
 from gradserve.errors import GradserveError
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
-from tests.ops.differences import check, run
-from tests.ops.draw import Draw
+from tests.ops.differences import run
 
 _ANY = np.int32(-1)
 _KIND = {"element_dtype": "float64"}
@@ -24,112 +23,12 @@ def _indices(*values: int) -> Any:
     return np.array(values, np.int32)
 
 
-def _row(x: Tensor, place: int) -> Tensor:
-    return raw.GatherV2(x, np.int32(place), np.int32(0))
-
-
 def _of_rows(x: Tensor) -> Tensor:
     return raw.TensorListFromTensor(x, _ANY, **_KIND)
 
 
 def _stack(handle: Tensor) -> Tensor:
     return raw.TensorListStack(handle, _indices(2), **_KIND)
-
-
-def _pushed_and_popped(x: Tensor) -> list[Tensor]:
-    handle = raw.EmptyTensorList(_ANY, _ANY, **_KIND)
-    for place in (2, 0, 1):
-        handle = raw.TensorListPushBack(handle, _row(x, place), **_KIND)
-    handle, last = raw.TensorListPopBack.outputs(handle, _indices(2), **_KIND)
-    return [_stack(handle) * last]
-
-
-def _set_and_read(x: Tensor) -> list[Tensor]:
-    handle = raw.TensorListReserve(_indices(2), np.int32(4), **_KIND)
-    handle = raw.TensorListSetItem(handle, np.int32(1), _row(x, 0) * _row(x, 1), **_KIND)
-    handle = raw.TensorListSetItem(handle, np.int32(3), _row(x, 2), **_KIND)
-    # The second write to 1 hides the first.
-    handle = raw.TensorListSetItem(handle, np.int32(1), _row(x, 1), **_KIND)
-    return [_stack(handle), raw.TensorListGetItem(handle, np.int32(1), _indices(2), **_KIND)]
-
-
-def _set_past_the_end(x: Tensor) -> list[Tensor]:
-    handle = raw.TensorListSetItem(_of_rows(x), np.int32(5), _row(x, 0), resize_if_index_out_of_bounds=True, **_KIND)
-    return [_stack(handle)]
-
-
-def _cut_and_grown(x: Tensor) -> list[Tensor]:
-    return [_stack(raw.TensorListResize(_of_rows(x), np.int32(size))) for size in (2, 5)]
-
-
-def _gathered_twice(x: Tensor) -> list[Tensor]:
-    return [raw.TensorListGather(_of_rows(x), _indices(2, 0, 2), _indices(2), **_KIND)]
-
-
-def _scattered(x: Tensor) -> list[Tensor]:
-    handles = [
-        raw.TensorListScatter(x, _indices(2, 0, 4), _indices(2), **_KIND),
-        raw.TensorListScatterV2(x, _indices(2, 0, 1), _indices(2), np.int32(6), **_KIND),
-        raw.TensorListScatterV2(x, _indices(2, 0, 1), _indices(2), _ANY, **_KIND),
-    ]
-    return [_stack(handle) for handle in handles]
-
-
-def _scattered_to_one_place(x: Tensor) -> list[Tensor]:
-    return [_stack(raw.TensorListScatter(x, _indices(1, 0, 1), _indices(2), **_KIND))]
-
-
-def _scattered_over_others(x: Tensor) -> list[Tensor]:
-    return [
-        _stack(raw.TensorListScatterIntoExistingList(_of_rows(raw.Square(x)), x, _indices(0, 4, 0), **_KIND)),
-    ]
-
-
-def _split_and_joined(x: Tensor) -> list[Tensor]:
-    handle = raw.TensorListSplit(x, _ANY, np.array([2, 0, 1]), **_KIND)
-    joined = raw.TensorListConcatV2.outputs(handle, _indices(-1, 2), np.array([], np.int64), **_KIND)[0]
-    first = raw.TensorListGetItem(handle, np.int32(0), _indices(2, 2), **_KIND)
-    last = raw.TensorListGetItem(handle, np.int32(2), _indices(1, 2), **_KIND)
-    return [joined, raw.TensorListConcat.outputs(handle, **_KIND)[0], first * last]
-
-
-def _split_and_read_in_part(x: Tensor) -> list[Tensor]:
-    handle = raw.TensorListSplit(x, _ANY, np.array([2, 1]), **_KIND)
-    return [raw.TensorListGetItem(handle, np.int32(1), _indices(1, 2), **_KIND)]
-
-
-def _lists_in_a_list(x: Tensor) -> list[Tensor]:
-    outer = raw.EmptyTensorList(np.array([], np.int32), _ANY, element_dtype="variant")
-    outer = raw.TensorListPushBack(outer, _of_rows(x), element_dtype="variant")
-    outer = raw.TensorListPushBack(outer, _of_rows(raw.Square(x)), element_dtype="variant")
-    inner = raw.TensorListGetItem(outer, np.int32(1), np.array([], np.int32), element_dtype="variant")
-    return [_stack(inner)]
-
-
-_WAYS = [
-    _pushed_and_popped,
-    _set_and_read,
-    _set_past_the_end,
-    _cut_and_grown,
-    _gathered_twice,
-    _scattered,
-    _scattered_to_one_place,
-    _scattered_over_others,
-    _split_and_joined,
-    _split_and_read_in_part,
-    _lists_in_a_list,
-]
-
-
-@pytest.mark.parametrize("known_shapes", [True, False])
-@pytest.mark.parametrize("way", _WAYS, ids=[way.__name__.strip("_") for way in _WAYS])
-def test_three_orders_agree_with_central_differences(way: Callable[[Tensor], list[Tensor]], known_shapes: bool) -> None:
-    graph = Graph()
-    with graph.as_default():
-        x = raw.Placeholder(dtype=np.float64, shape=(3, 2) if known_shapes else None)
-        # Products make the higher orders more than zeros.
-        outputs = [y * y for y in way(x)]
-    check(outputs, [x], [Draw(lambda low, high: high).normal(3, 2)], order=3)
 
 
 def _values(build: Callable[[], list[Tensor]]) -> list[Any]:

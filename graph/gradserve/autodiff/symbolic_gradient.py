@@ -15,10 +15,10 @@ from gradserve.errors import InvalidGraph
 from gradserve.graph.functions import Function, add_function, argument, copy_of, spec_of
 from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of, kept
-from gradserve.graph.op import define, raw
+from gradserve.graph.op import Example, define, raw, within
 from gradserve.graph.shapes import Shape
 from gradserve.ops.bodies import Call, is_unused, parts, reverse
-from gradserve.ops.calls import entries_of
+from gradserve.ops.calls import called_twice, entries_of
 
 
 def _derived(node: Node) -> Function:
@@ -75,10 +75,19 @@ def _gradient(
     return [[entries.get(k) for k in range(len(inputs))]]
 
 
+def _examples(draw: Any) -> list[Example]:
+    def slopes(body: FunctionName, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        cotangents = [raw.Cos(x) for x in inputs]
+        return raw.SymbolicGradient.outputs([*inputs, *cotangents], Tout=[x.dtype.base for x in inputs], f=body)
+
+    return [within(lambda x: called_twice(x, slopes), draw.normal(*draw.shape()), order=3)]
+
+
 define(
     "SymbolicGradient(input: Tin; Tin: list(type), Tout: list(type), f: func) -> (output: Tout)",
     shape=_shapes,
     gradient=_gradient,
     kernel=_kernel,
     dynamic=True,
+    examples=_examples,
 )

@@ -167,6 +167,13 @@ def _flat_name(text: str, outputs: Mapping[str, Mapping[str, int]], function: st
 # Making functions
 
 
+def trace(graph: Graph, hint: str, specs: Sequence[Spec], body: Callable[..., Sequence[Tensor]]) -> FunctionName:
+    """Adds a body to the library of a graph: what `body(*arguments)` makes of arguments of which so much is known."""
+    with new_body(graph).as_default():
+        arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(specs)]
+        return add_function(graph, hint, arguments, body(*arguments))
+
+
 def add_function(
     graph: Graph, hint: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], effects: Sequence[Node] = ()
 ) -> FunctionName:

@@ -14,12 +14,13 @@ import numpy as np
 from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import dtypes
 from gradserve.graph.dtypes import DType
-from gradserve.graph.functions import FORWARD, Function, add_function, argument, new_body, spec_of
+from gradserve.graph.functions import FORWARD, Function, add_function, argument, new_body, spec_of, trace
 from gradserve.graph.graph import FunctionName, Graph, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
-from gradserve.graph.op import define, raw
+from gradserve.graph.op import Example, define, raw, within
 from gradserve.graph.raising import RAISED
 from gradserve.graph.shapes import Shape, is_static, widen
+from gradserve.graph.symbolic import count_up, rank_of
 from gradserve.graph.variants import TensorList
 from gradserve.ops.bodies import (
     Call,
@@ -241,6 +242,33 @@ def _slices(dx: Tensor | IndexedSlices | None, like: Tensor, kind: DType) -> Ind
     return IndexedSlices(whole, raw.Range(zero, rows, one), shape)
 
 
+def _examples(draw: Any, name: str) -> list[Example]:
+    """Branches that read different things; one of them gives a constant, which has no gradient."""
+    x, number = draw.normal(draw.size(0, 3)), draw.size(-1, 4)
+
+    def chosen(x: Tensor) -> list[Tensor]:
+        inputs = [x, raw.Square(x)]
+        specs = [spec_of(each) for each in inputs]
+        bodies = [
+            trace(x.graph, f"branch_{k}", specs, body)
+            for k, body in enumerate(
+                [
+                    lambda x, y: [raw.Sin(x) * y],
+                    lambda x, y: [raw.Exp(y) * x],
+                    lambda x, y: [raw.OnesLike(y)],
+                ]
+            )
+        ]
+        op, kinds = getattr(raw, name), [x.dtype.base]
+        if name.endswith("Case"):
+            return list(op.outputs(np.int32(number), inputs, Tout=kinds, branches=bodies))
+        condition = raw.Greater(raw.Sum(x, count_up(0, rank_of(x))), 0)
+        attrs = {"then_branch": bodies[0], "else_branch": bodies[1 + number % 2]}
+        return list(op.outputs(condition, inputs, Tout=kinds, **attrs))
+
+    return [within(chosen, x, order=3)]
+
+
 _BRANCHES = "Tin: list(type), Tout: list(type), then_branch: func, else_branch: func, output_shapes: list(shape) = []"
 _CASES = "Tin: list(type), Tout: list(type), branches: list(func), output_shapes: list(shape) = []"
 
@@ -253,6 +281,7 @@ for _name in ("If", "StatelessIf", "Case", "StatelessCase"):
         kernel=_kernel,
         stateful=not _name.startswith("Stateless"),
         dynamic=True,
+        examples=lambda draw, name=_name: _examples(draw, name),
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gradserve.graph.functions import FORWARD, add_function, spec_of
-from gradserve.graph.graph import IndexedSlices, Node, Tensor
+from gradserve.graph.functions import FORWARD, add_function, spec_of, trace
+from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
-from gradserve.graph.op import define, raw
+from gradserve.graph.op import Example, define, raw, within
 from gradserve.graph.shapes import Shape
 from gradserve.ops.bodies import Call, is_unused, output_shapes, parts, reverse, unread, zeros_for
 
@@ -53,6 +53,21 @@ def entries_of(found: Sequence[Any], results: Iterator[Tensor]) -> list[Any]:
     return entries
 
 
+def called_twice(x: Tensor, function: Callable[..., Sequence[Tensor]]) -> list[Tensor]:
+    """sin(x) 2x e^2x, of the two outputs that `function(name, inputs)` gives for the body (sin(a) b, e^b)."""
+    inputs = [x, x * 2]
+    body = trace(x.graph, "f", [spec_of(each) for each in inputs], lambda a, b: [raw.Sin(a) * b, raw.Exp(b)])
+    first, second = function(body, inputs)
+    return [first * second]
+
+
+def _examples(draw: Any, name: str) -> list[Example]:
+    def calling(body: FunctionName, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        return getattr(raw, name).outputs(inputs, Tout=[x.dtype.base for x in inputs], f=body)
+
+    return [within(lambda x: called_twice(x, calling), draw.normal(*draw.shape()), order=3)]
+
+
 for _name in ("PartitionedCall", "StatefulPartitionedCall"):
     define(
         f"{_name}(args: Tin; Tin: list(type), Tout: list(type), f: func, config: string = '', config_proto: string = '',"
@@ -62,4 +77,5 @@ for _name in ("PartitionedCall", "StatefulPartitionedCall"):
         kernel=_kernel,
         stateful=_name.startswith("Stateful"),
         dynamic=True,
+        examples=lambda draw, name=_name: _examples(draw, name),
     )

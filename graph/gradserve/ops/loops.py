@@ -16,13 +16,23 @@ import numpy as np
 
 from gradserve.errors import InvalidArgument, InvalidGraph, LimitExceeded
 from gradserve.graph import dtypes
-from gradserve.graph.functions import FORWARD, Function, Spec, add_function, argument, copy_of, new_body, spec_of
+from gradserve.graph.functions import (
+    FORWARD,
+    Function,
+    Spec,
+    add_function,
+    argument,
+    copy_of,
+    new_body,
+    spec_of,
+    trace,
+)  # fmt: skip
 from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
-from gradserve.graph.op import define, raw
+from gradserve.graph.op import Example, define, raw, within
 from gradserve.graph.raising import RAISED
 from gradserve.graph.shapes import Shape, widen
-from gradserve.graph.symbolic import concat, part, shape_of
+from gradserve.graph.symbolic import concat, count_up, part, rank_of, shape_of
 from gradserve.ops.bodies import (
     Call,
     Reverse,
@@ -278,9 +288,9 @@ def _backward(
             moved += one.add(own, dx)
         outputs = [place + 1, last, *moved, *(rest for rest, _ in popped), *fixed]
         body = add_function(graph, f"{back.body.name}_grad", arguments, outputs)
-    with new_body(graph).as_default():
-        arguments = [argument(spec_of(x), f"argument_{k}") for k, x in enumerate(inputs)]
-        condition = add_function(graph, f"{back.body.name}_grad_cond", arguments, [raw.Less(*arguments[:2])])
+    condition = trace(
+        graph, f"{back.body.name}_grad_cond", [spec_of(x) for x in inputs], lambda *given: [raw.Less(*given[:2])]
+    )
     ended = _loop(node, inputs, condition, body)[2 : 2 + len(starts)]
     added = _each(sums, ended[len(cotangents) :])
     return [*ended[: len(cotangents)], *(one.result(own) for one, own in zip(sums, added, strict=True))]
@@ -307,6 +317,28 @@ def _loop(node: Node, inputs: Sequence[Tensor], cond: FunctionName, body: Functi
     return list(op.outputs(list(inputs), cond=cond, body=body, parallel_iterations=parallel, **attrs))
 
 
+def _examples(draw: Any, name: str) -> list[Example]:
+    """y' = y x + sin y, a number of times that is known and one that depends on y; the second returns it, too."""
+    x, rounds = draw.normal(draw.size(0, 2)), np.int32(draw.size(0, 3))
+
+    def counted(x: Tensor) -> list[Tensor]:
+        inputs = [x.graph.constant(np.int32(0)), raw.Sin(x), x]
+        specs = [spec_of(each) for each in inputs]
+        asks = trace(x.graph, "cond", specs, lambda i, y, x: [raw.Less(i, rounds)])
+        runs = trace(x.graph, "body", specs, lambda i, y, x: [i + 1, y * x + raw.Sin(y), x])
+        return [getattr(raw, name).outputs(inputs, cond=asks, body=runs)[1]]
+
+    def by_size(x: Tensor) -> list[Tensor]:
+        specs = [spec_of(x)]
+        asks = trace(
+            x.graph, "cond", specs, lambda y: [raw.Greater(raw.Sum(raw.Square(y), count_up(0, rank_of(y))), 0.1)]
+        )
+        runs = trace(x.graph, "body", specs, lambda y: [raw.Tanh(y) * 0.6])
+        return list(getattr(raw, name).outputs([x], cond=asks, body=runs))
+
+    return [within(counted, x, order=3), within(by_size, x)]
+
+
 for _name in ("While", "StatelessWhile"):
     define(
         f"{_name}(input: T; T: list(type), cond: func, body: func, output_shapes: list(shape) = [],"
@@ -316,6 +348,7 @@ for _name in ("While", "StatelessWhile"):
         kernel=_kernel,
         stateful=not _name.startswith("Stateless"),
         dynamic=True,
+        examples=lambda draw, name=_name: _examples(draw, name),
     )
 
 # For: the body gets the number of the round, which counts from start by delta to limit
@@ -354,20 +387,19 @@ def _for_gradient(*values: Any, node: Node, sweep: Any) -> list[Any]:
     dys, _, *inputs = values
 
     def rounds(start: Tensor, limit: Tensor, delta: Tensor, *variables: Tensor) -> list[Tensor]:
-        graph, specs = node.graph, _for_specs(node)
-        kinds = [specs[0], specs[0], specs[0], *specs[1:]]
-        with new_body(graph).as_default():
-            arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(kinds)]
-            place, last, step = arguments[:3]
-            found = raw.PartitionedCall.outputs(
-                [place, *arguments[3:]], f=node.attrs["body"], Tout=[spec.dtype for spec in specs[1:]]
-            )
-            body = add_function(graph, f"{node.name}_body", arguments, [place + step, last, step, *found])
-        with new_body(graph).as_default():
-            arguments = [argument(spec, f"argument_{k}") for k, spec in enumerate(kinds)]
-            place, last, step = arguments[:3]
-            on = raw.Less(place * raw.Sign(step), last * raw.Sign(step))
-            condition = add_function(graph, f"{node.name}_cond", arguments, [on])
+        specs = _for_specs(node)
+        kinds = [specs[0], specs[0], *specs]
+
+        def one_more(place: Tensor, last: Tensor, step: Tensor, *variables: Tensor) -> list[Tensor]:
+            types = [spec.dtype for spec in specs[1:]]
+            found = raw.PartitionedCall.outputs([place, *variables], f=node.attrs["body"], Tout=types)
+            return [place + step, last, step, *found]
+
+        def is_next(place: Tensor, last: Tensor, step: Tensor, *variables: Tensor) -> list[Tensor]:
+            return [raw.Less(place * raw.Sign(step), last * raw.Sign(step))]
+
+        body = trace(node.graph, f"{node.name}_body", kinds, one_more)
+        condition = trace(node.graph, f"{node.name}_cond", kinds, is_next)
         loop = raw.While.outputs([start, limit, delta, *variables], cond=condition, body=body)
         return list(loop[3:])
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from gradserve.errors import InvalidArgument
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import MISSING, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.variants import Components
+from gradserve.ops.ways import ways
 
 
 def _filled(cotangents: Sequence[Tensor | None], values: Sequence[Tensor]) -> list[Tensor]:
@@ -22,6 +25,20 @@ def _filled(cotangents: Sequence[Tensor | None], values: Sequence[Tensor]) -> li
 
 def _trainable(cotangents: Sequence[Tensor], values: Sequence[Tensor]) -> list[list[Tensor | None]]:
     return [[dx if x.dtype.is_trainable else None for dx, x in zip(cotangents, values, strict=True)]]
+
+
+def _as_optional(x: Tensor) -> list[Tensor]:
+    """An integer stands among the values."""
+    whole = raw.OptionalFromValue([x, np.int32(3), raw.Sin(x)])
+    kinds, shapes = [x.dtype.base, np.int32, x.dtype.base], [x.shape, (), x.shape]
+    first, count, second = raw.OptionalGetValue.outputs(whole, output_types=kinds, output_shapes=shapes)
+    return [first * second * raw.Cast(count, DstT=x.dtype.base)]
+
+
+def _as_composite(x: Tensor) -> list[Tensor]:
+    whole = raw.CompositeTensorVariantFromComponents([np.int64(2), raw.Sin(x)], metadata="")
+    kinds = [np.int64, x.dtype.base]
+    return [raw.CompositeTensorVariantToComponents.outputs(whole, metadata="", Tcomponents=kinds)[1]]
 
 
 def _values(xp: Any, whole: Components) -> Sequence[Any]:
@@ -41,6 +58,7 @@ define(
     ),
     kernel=lambda xp, components: Components(tuple(components)),
     dynamic=True,
+    examples=ways(lambda draw: draw.shape(), _as_optional),
 )
 define(
     "OptionalNone() -> (optional: variant)",
@@ -69,6 +87,7 @@ define(
     gradient=lambda dys, ys, optional: raw.OptionalFromValue(_filled(dys, ys)),
     kernel=_values,
     dynamic=True,
+    examples=ways(lambda draw: draw.shape(), _as_optional),
 )
 
 
@@ -86,6 +105,7 @@ define(
     gradient=_from_components_gradient,
     kernel=lambda xp, components: Components(tuple(components)),
     dynamic=True,
+    examples=ways(lambda draw: draw.shape(), _as_composite),
 )
 define(
     "CompositeTensorVariantToComponents(encoded: variant; metadata: string, Tcomponents: list(type))"
@@ -95,4 +115,5 @@ define(
     ),
     kernel=_values,
     dynamic=True,
+    examples=ways(lambda draw: draw.shape(), _as_composite),
 )

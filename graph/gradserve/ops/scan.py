@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.graph.functions import add_function, argument, new_body, spec_of
-from gradserve.graph.graph import FunctionName, Graph, Tensor
+from gradserve.graph.functions import spec_of, trace
+from gradserve.graph.graph import Tensor
 from gradserve.graph.op import raw
 from gradserve.graph.symbolic import IntVector, concat, part, shape_of, size_of
 from gradserve.ops.bodies import shape_vector
@@ -85,18 +85,13 @@ def _loop(
         pushed = [raw.TensorListPushBack(held, y, element_dtype=kind) for held, y in zip(results, items, strict=True)]
         return [done + 1, most, *(rest for rest, _ in popped), *pushed, *after, *constant]
 
-    body = _function(graph, "scan", start, turn)
-    condition = _function(graph, "scan_cond", start, lambda done, most, *others: [raw.Less(done, most)])
+    specs = [spec_of(x) for x in start]
+    body = trace(graph, "scan", specs, turn)
+    condition = trace(graph, "scan_cond", specs, lambda done, most, *others: [raw.Less(done, most)])
     found = raw.StatelessWhile.outputs(start, cond=condition, body=body)
     _, _, results, last, _ = _cut(found, ends)
     stacked = [raw.TensorListStack(held, shape, element_dtype=kind) for held, shape in zip(results, made, strict=True)]
     return list(last), [raw.ReverseV2(y, _FIRST) if backwards else y for y in stacked]
-
-
-def _function(graph: Graph, name: str, like: Sequence[Tensor], body: Callable[..., list[Tensor]]) -> FunctionName:
-    with new_body(graph).as_default():
-        arguments = [argument(spec_of(x), f"argument_{k}") for k, x in enumerate(like)]
-        return add_function(graph, name, arguments, body(*arguments))
 
 
 def _cut(values: Sequence[Tensor], ends: Any) -> list[Sequence[Tensor]]:

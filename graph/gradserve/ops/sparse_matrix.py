@@ -6,6 +6,7 @@ at the entries that it asks for, and takes 0 for those that are not there.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from gradserve.errors import InvalidArgument, InvalidType
 from gradserve.graph import dtypes
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node, Tensor
-from gradserve.graph.op import NOT_DIFFERENTIABLE, define, raw
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, define, raw, within
 from gradserve.graph.shapes import Shape, is_static
 from gradserve.graph.variants import Variant
 from gradserve.ops.coordinates import flat, in_order, keys, pick, sizes_of
@@ -91,6 +92,44 @@ def summed(sizes: tuple[int, ...], indices: Array, values: Array) -> SparseMatri
     return SparseMatrix(sizes, indices[first], combine(np, "add", np.zeros(len(first), values.dtype), group, values))
 
 
+# Examples: dense matrices, of which some entries make a sparse one, and dense results
+
+
+def _matrices(draw: Any, *inner: int, is_complex: bool = False) -> Any:
+    """One matrix or two of these inner sizes."""
+    return (draw.complex if is_complex else draw.normal)(*([2] if draw.size(0, 1) else []), *inner)
+
+
+def _within(way: Callable[..., Tensor], dense: Array, at: Array, *more: Array, order: int = 2) -> Example:
+    """What a way makes of a sparse matrix, read as a dense one."""
+
+    def build(x: Tensor, *others: Tensor) -> list[Tensor]:
+        return [raw.CSRSparseMatrixToDense(way(raw.DenseToCSRSparseMatrix(x, at), *others), type=x.dtype.base)]
+
+    return within(build, dense, *more, order=order)
+
+
+def _one(
+    way: Callable[[Tensor], Tensor], *, order: int = 2, is_complex: bool = False
+) -> Callable[[Any], list[Example]]:
+    """Examples of a way from one sparse matrix to another."""
+
+    def examples(draw: Any) -> list[Example]:
+        dense = _matrices(draw, draw.size(), draw.size(), is_complex=is_complex)
+        return [_within(way, dense, draw.coordinates(*dense.shape), order=order)]
+
+    return examples
+
+
+def _flag(draw: Any, side: str) -> dict[str, Any]:
+    kind = draw.pick(["", "transpose", "adjoint"])
+    return {f"{kind}_{side}": True} if kind else {}
+
+
+def _turned(flags: Mapping[str, Any], rows: int, columns: int) -> tuple[int, int]:
+    return (columns, rows) if flags else (rows, columns)
+
+
 # Made from and into other things
 
 _TYPES = "complex128|complex64|float32|float64"
@@ -113,6 +152,19 @@ def _from_sparse_gradient(
     return None, entries(dy, indices, values.dtype), None
 
 
+def _values_examples(draw: Any) -> list[Example]:
+    """Entries in any order."""
+    sizes = (2, draw.size(), draw.size())[draw.size(0, 1) :]
+    at = draw.coordinates(*sizes)
+    at = at[draw.permutation(len(at))]
+
+    def there_and_back(x: Tensor) -> list[Tensor]:
+        matrix = raw.SparseTensorToCSRSparseMatrix(at, x, np.array(sizes, np.int64))
+        return [raw.CSRSparseMatrixToSparseTensor.outputs(matrix, type=x.dtype.base)[1]]
+
+    return [within(there_and_back, draw.complex(len(at)))]
+
+
 define(
     f"SparseTensorToCSRSparseMatrix(indices: int64, values: T, dense_shape: int64; T: {_TYPES})"
     " -> (sparse_matrix: variant)",
@@ -120,6 +172,7 @@ define(
     gradient=_from_sparse_gradient,
     kernel=lambda xp, indices, values, shape: made(sizes_of(shape), indices, values),
     dynamic=True,
+    examples=_values_examples,
 )
 
 
@@ -146,6 +199,7 @@ define(
     ),
     kernel=_to_sparse,
     dynamic=True,
+    examples=_values_examples,
 )
 
 
@@ -165,6 +219,7 @@ define(
     gradient=_from_dense_gradient,
     kernel=_from_dense,
     dynamic=True,
+    examples=_one(lambda matrix: matrix, is_complex=True),
 )
 
 
@@ -183,6 +238,7 @@ define(
     gradient=_to_dense_gradient,
     kernel=_to_dense,
     dynamic=True,
+    examples=_one(lambda matrix: matrix),
 )
 
 
@@ -206,6 +262,17 @@ def _components_gradient(
     return raw.SparseTensorToCSRSparseMatrix(indices, spread, shape), None
 
 
+def _components_examples(draw: Any) -> list[Example]:
+    dense = _matrices(draw, draw.size(), draw.size())
+    at, place = draw.coordinates(*dense.shape), np.int32(draw.size(0, 1) if dense.ndim == 3 else 0)
+
+    def function(x: Tensor) -> list[Tensor]:
+        matrix = raw.DenseToCSRSparseMatrix(x, at)
+        return [raw.CSRSparseMatrixComponents.outputs(matrix, place, type=x.dtype.base)[2]]
+
+    return [within(function, dense)]
+
+
 define(
     f"CSRSparseMatrixComponents(csr_sparse_matrix: variant, index: int32; type: {_TYPES})"
     " -> (row_ptrs: int32, col_inds: int32, values: type)",
@@ -213,6 +280,7 @@ define(
     gradient=_components_gradient,
     kernel=_components,
     dynamic=True,
+    examples=_components_examples,
 )
 define(
     "SparseMatrixNNZ(sparse_matrix: variant) -> (nnz: int32)",
@@ -246,6 +314,11 @@ def _transposed(xp: Any, matrix: SparseMatrix, *, conjugate: bool) -> SparseMatr
     return matrix.transposed(conjugate)
 
 
+def _transposed_examples(draw: Any) -> list[Example]:
+    attrs: dict[str, Any] = {"conjugate": draw.pick([True, False]), "type": "complex128"}
+    return _one(lambda matrix: raw.SparseMatrixTranspose(matrix, **attrs), is_complex=True)(draw)
+
+
 define(
     f"SparseMatrixTranspose(input: variant; conjugate: bool = false, type: {_TYPES}) -> (output: variant)",
     shape=lambda matrix: (),
@@ -254,6 +327,7 @@ define(
     ),
     kernel=_transposed,
     dynamic=True,
+    examples=_transposed_examples,
 )
 
 
@@ -269,12 +343,23 @@ def _inner(matrix: Tensor, dy: Tensor, scale: Tensor) -> Tensor:
     return raw.Sum(entries(dy, indices, scale.dtype) * conjugate(values), np.array([0], np.int32))
 
 
+def _add_examples(draw: Any) -> list[Example]:
+    dense = _matrices(draw, draw.size(), draw.size(), is_complex=True)
+    at, other_at = draw.coordinates(*dense.shape), draw.coordinates(*dense.shape)
+
+    def added(matrix: Tensor, x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+        return raw.SparseMatrixAdd(matrix, raw.DenseToCSRSparseMatrix(x, other_at), alpha, beta)
+
+    return [_within(added, dense, at, dense + 1j, draw.complex(), draw.complex())]
+
+
 define(
     f"SparseMatrixAdd(a: variant, b: variant, alpha: T, beta: T; T: {_TYPES}) -> (c: variant)",
     shape=lambda a, b, alpha, beta: (),
     gradient=_add_gradient,
     kernel=lambda xp, a, b, alpha, beta: a.with_values(alpha * a.values) + b.with_values(beta * b.values),
     dynamic=True,
+    examples=_add_examples,
 )
 
 
@@ -299,12 +384,19 @@ def _scaled_gradient(dy: Tensor, y: Tensor, matrix: Tensor, scale: Tensor) -> tu
     return raw.SparseMatrixMul(dy, conjugate(scale)), raw.Reshape(raw.ScatterNd(at, terms, kept), known)
 
 
+def _scaled_examples(draw: Any) -> list[Example]:
+    dense = _matrices(draw, rows := draw.size(), columns := draw.size(), is_complex=True)
+    scale = draw.complex(*draw.pick([(), (columns,), (rows, 1), (*dense.shape[:-2], 1, columns)]))
+    return [_within(raw.SparseMatrixMul, dense, draw.coordinates(*dense.shape), scale)]
+
+
 define(
     "SparseMatrixMul(a: variant, b: T; T: type) -> (output: variant)",
     shape=lambda matrix, scale: (),
     gradient=_scaled_gradient,
     kernel=_scaled,
     dynamic=True,
+    examples=_scaled_examples,
 )
 
 # Products
@@ -375,6 +467,19 @@ def _matmul_shape(a: Tensor, b: Tensor, *, transpose_b: bool, adjoint_b: bool, t
     return (*b.shape[:-2], columns, None) if transpose_output else (*b.shape[:-2], None, columns)
 
 
+def _matmul_examples(draw: Any) -> list[Example]:
+    flags = _flag(draw, "a"), _flag(draw, "b")
+    attrs: dict[str, Any] = {"transpose_output": draw.pick([True, False]), "conjugate_output": draw.pick([True, False])}
+    rows, inner, columns = draw.size(), draw.size(), draw.size()
+    dense = _matrices(draw, *_turned(flags[0], rows, inner), is_complex=True)
+    at, other = draw.coordinates(*dense.shape), draw.complex(*dense.shape[:-2], *_turned(flags[1], inner, columns))
+
+    def product(x: Tensor, y: Tensor) -> list[Tensor]:
+        return [raw.SparseMatrixMatMul(raw.DenseToCSRSparseMatrix(x, at), y, **flags[0], **flags[1], **attrs)]
+
+    return [within(product, dense, other)]
+
+
 _FLAGS = "transpose_a: bool = false, transpose_b: bool = false, adjoint_a: bool = false, adjoint_b: bool = false"
 define(
     f"SparseMatrixMatMul(a: variant, b: T; T: type, {_FLAGS}, transpose_output: bool = false,"
@@ -383,6 +488,7 @@ define(
     gradient=_matmul_gradient,
     kernel=_matmul,
     dynamic=True,
+    examples=_matmul_examples,
 )
 
 
@@ -423,12 +529,27 @@ def _sparse_matmul_gradient(
     return pruned(turned(da, transpose_a, adjoint_a), a), pruned(turned(db, transpose_b, adjoint_b), b)
 
 
+def _sparse_matmul_examples(draw: Any) -> list[Example]:
+    flags = _flag(draw, "a"), _flag(draw, "b")
+    rows, inner, columns = draw.size(), draw.size(), draw.size()
+    dense = _matrices(draw, *_turned(flags[0], rows, inner), is_complex=True)
+    other = draw.complex(*dense.shape[:-2], *_turned(flags[1], inner, columns))
+    other_at = draw.coordinates(*other.shape)
+
+    def product(matrix: Tensor, y: Tensor) -> Tensor:
+        right = raw.DenseToCSRSparseMatrix(y, other_at)
+        return raw.SparseMatrixSparseMatMul(matrix, right, type=y.dtype.base, **flags[0], **flags[1])
+
+    return [_within(product, dense, draw.coordinates(*dense.shape), other)]
+
+
 define(
     f"SparseMatrixSparseMatMul(a: variant, b: variant; type: {_TYPES}, {_FLAGS}) -> (c: variant)",
     shape=lambda a, b: (),
     gradient=_sparse_matmul_gradient,
     kernel=_sparse_matmul,
     dynamic=True,
+    examples=_sparse_matmul_examples,
 )
 
 # Softmax
@@ -468,12 +589,24 @@ def _softmax_grad_gradient(dz: Tensor, z: Tensor, softmax: Tensor, dy: Tensor, *
     return raw.SparseTensorToCSRSparseMatrix(indices, ds, shape), raw.SparseMatrixSoftmaxGrad(softmax, dz, type=kind)
 
 
+def _softmax_grad_examples(draw: Any) -> list[Example]:
+    """Of matrices with entries in other places."""
+    dense = _matrices(draw, draw.size(), draw.size())
+    other_at = draw.coordinates(*dense.shape)
+
+    def slope(matrix: Tensor, y: Tensor) -> Tensor:
+        return raw.SparseMatrixSoftmaxGrad(matrix, raw.DenseToCSRSparseMatrix(y, other_at), type=y.dtype.base)
+
+    return [_within(slope, dense, draw.coordinates(*dense.shape), dense + 1)]
+
+
 define(
     "SparseMatrixSoftmax(logits: variant; type: float32|float64) -> (softmax: variant)",
     shape=lambda matrix: (),
     gradient=lambda dy, y, matrix, *, node: raw.SparseMatrixSoftmaxGrad(y, dy, type=node.attrs["type"]),
     kernel=_softmax,
     dynamic=True,
+    examples=_one(lambda matrix: raw.SparseMatrixSoftmax(matrix, type="float64"), order=3),
 )
 define(
     "SparseMatrixSoftmaxGrad(softmax: variant, grad_softmax: variant; type: float32|float64) -> (gradient: variant)",
@@ -481,4 +614,5 @@ define(
     gradient=_softmax_grad_gradient,
     kernel=_softmax_grad,
     dynamic=True,
+    examples=_softmax_grad_examples,
 )

@@ -5,7 +5,7 @@ Sources: TensorFlow's list_ops; the values are gradserve.graph.variants.TensorLi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from gradserve.errors import InvalidArgument
 from gradserve.graph import static
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
-from gradserve.graph.op import NOT_DIFFERENTIABLE, define, raw
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, define, raw
 from gradserve.graph.shapes import Shape, merge
 from gradserve.graph.symbolic import concat, part, product, shape_of
 from gradserve.graph.variants import TensorList
+from gradserve.ops.ways import Way, ways
 
 _SHAPED = "element_dtype: type, shape_type: index"
 
@@ -33,6 +34,99 @@ def _shape(value: Any) -> Shape:
 def _known(element_shape: Tensor) -> Shape:
     value = static.value(element_shape)
     return static.shape_value(element_shape) if value is None else _shape(value)
+
+
+# Examples
+
+_ANY = np.int32(-1)
+
+
+def _ways(*functions: Way) -> Callable[[Any], list[Example]]:
+    return ways(lambda draw: (3, draw.size(0, 2)), *functions)
+
+
+def _rows(x: Tensor) -> list[Tensor]:
+    return [raw.GatherV2(x, np.int32(place), np.int32(0)) for place in range(3)]
+
+
+def _of_rows(x: Tensor) -> Tensor:
+    return raw.TensorListFromTensor(x, _ANY, element_dtype=x.dtype.base)
+
+
+def _stack(handle: Tensor, x: Tensor) -> Tensor:
+    """The elements, which are like rows of x."""
+    return raw.TensorListStack(handle, part(shape_of(x), 1), element_dtype=x.dtype.base)
+
+
+def _item(handle: Tensor, place: int, like: Tensor) -> Tensor:
+    return raw.TensorListGetItem(handle, np.int32(place), shape_of(like), element_dtype=like.dtype.base)
+
+
+def _pushed_and_popped(x: Tensor) -> list[Tensor]:
+    kind: Any = {"element_dtype": x.dtype.base}
+    handle = raw.EmptyTensorList(_ANY, _ANY, **kind)
+    for row in _rows(x):
+        handle = raw.TensorListPushBack(handle, row, **kind)
+    handle, last = raw.TensorListPopBack.outputs(handle, part(shape_of(x), 1), **kind)
+    return [_stack(handle, x) * last]
+
+
+def _set_and_read(x: Tensor) -> list[Tensor]:
+    """An element that is set twice, one that is not set, and one past the end."""
+    kind: Any = {"element_dtype": x.dtype.base}
+    first, second, third = _rows(x)
+    handle = raw.TensorListReserve(part(shape_of(x), 1), np.int32(4), **kind)
+    for place, row in ((1, first * second), (3, third), (1, second)):
+        handle = raw.TensorListSetItem(handle, np.int32(place), row, **kind)
+    longer = raw.TensorListSetItem(_of_rows(x), np.int32(5), first, resize_if_index_out_of_bounds=True, **kind)
+    return [_stack(handle, x), _item(handle, 1, first), _stack(longer, x)]
+
+
+def _cut_and_grown(x: Tensor) -> list[Tensor]:
+    return [_stack(raw.TensorListResize(_of_rows(x), np.int32(size)), x) for size in (2, 5)]
+
+
+def _gathered_again(x: Tensor) -> list[Tensor]:
+    places = np.array([2, 0, 2], np.int32)
+    return [raw.TensorListGather(_of_rows(x), places, part(shape_of(x), 1), element_dtype=x.dtype.base)]
+
+
+def _scattered_to(op: str, *places: int) -> Way:
+    """Rows of x at these places: of a new list of any length, of length 6, or over another one."""
+    indices = np.array(places, np.int32)
+
+    def way(x: Tensor) -> list[Tensor]:
+        kind: Any = {"element_dtype": x.dtype.base}
+        shape, define_list = part(shape_of(x), 1), getattr(raw, op)
+        if op == "TensorListScatterIntoExistingList":
+            return [_stack(define_list(_of_rows(raw.Sin(x)), x, indices, **kind), x)]
+        if op == "TensorListScatter":
+            return [_stack(define_list(x, indices, shape, **kind), x)]
+        return [_stack(define_list(x, indices, shape, np.int32(count), **kind), x) for count in (6, -1)]
+
+    return way
+
+
+def _split_and_joined(x: Tensor) -> list[Tensor]:
+    kind: Any = {"element_dtype": x.dtype.base}
+    handle = raw.TensorListSplit(x, _ANY, np.array([2, 0, 1]), **kind)
+    shape = concat(np.array([-1], np.int32), part(shape_of(x), 1))
+    joined = raw.TensorListConcatV2.outputs(handle, shape, np.array([], np.int64), **kind)[0]
+    first, last = _item(handle, 0, x[:2]), _item(handle, 2, x[2:])
+    return [joined, raw.TensorListConcat.outputs(handle, **kind)[0], first * last]
+
+
+def _split_and_read_in_part(x: Tensor) -> list[Tensor]:
+    handle = raw.TensorListSplit(x, _ANY, np.array([2, 1]), element_dtype=x.dtype.base)
+    return [_item(handle, 1, x[2:])]
+
+
+def _lists_in_a_list(x: Tensor) -> list[Tensor]:
+    kind: Any = {"element_dtype": "variant"}
+    outer = raw.EmptyTensorList(np.array([], np.int32), _ANY, **kind)
+    for inner in (x, raw.Sin(x)):
+        outer = raw.TensorListPushBack(outer, _of_rows(inner), **kind)
+    return [_stack(raw.TensorListGetItem(outer, np.int32(1), np.array([], np.int32), **kind), x)]
 
 
 # Making lists
@@ -74,6 +168,7 @@ define(
     kernel=_from_tensor,
     host=("element_shape",),
     dynamic=True,
+    examples=_ways(_cut_and_grown),
 )
 
 
@@ -95,6 +190,7 @@ define(
     gradient=_push_gradient,
     kernel=lambda xp, handle, x: handle.with_items((*handle.items, x)),
     dynamic=True,
+    examples=_ways(_pushed_and_popped, _lists_in_a_list),
 )
 
 
@@ -118,6 +214,7 @@ define(
     kernel=_pop,
     host=("element_shape",),
     dynamic=True,
+    examples=_ways(_pushed_and_popped),
 )
 
 
@@ -153,6 +250,7 @@ define(
     kernel=_set,
     host=("index",),
     dynamic=True,
+    examples=_ways(_set_and_read),
 )
 
 
@@ -170,6 +268,7 @@ define(
     kernel=_resized,
     host=("size",),
     dynamic=True,
+    examples=_ways(_cut_and_grown),
 )
 
 
@@ -220,6 +319,7 @@ define(
     ),
     host=("indices", "element_shape"),
     dynamic=True,
+    examples=_ways(_scattered_to("TensorListScatter", 2, 0, 4), _scattered_to("TensorListScatter", 1, 0, 1)),
 )
 
 
@@ -245,6 +345,7 @@ define(
     kernel=_scattered_over,
     host=("indices", "element_shape", "num_elements"),
     dynamic=True,
+    examples=_ways(_scattered_to("TensorListScatterV2", 2, 0, 1)),
 )
 
 
@@ -264,6 +365,7 @@ define(
     kernel=_scattered,
     host=("indices",),
     dynamic=True,
+    examples=_ways(_scattered_to("TensorListScatterIntoExistingList", 0, 4, 0)),
 )
 
 # Several lists
@@ -331,6 +433,7 @@ define(
     kernel=lambda xp, handle, index, shape: handle.item(int(index), _shape(shape)),
     host=("index", "element_shape"),
     dynamic=True,
+    examples=_ways(_set_and_read, _lists_in_a_list),
 )
 
 
@@ -367,6 +470,7 @@ define(
     kernel=_stacked,
     host=("element_shape",),
     dynamic=True,
+    examples=_ways(_pushed_and_popped),
 )
 
 
@@ -401,6 +505,7 @@ define(
     kernel=_gathered,
     host=("indices", "element_shape"),
     dynamic=True,
+    examples=_ways(_gathered_again),
 )
 define(
     "TensorListLength(input_handle: variant) -> (length: int32)",
@@ -474,6 +579,7 @@ define(
     ),
     host=("element_shape", "leading_dims"),
     dynamic=True,
+    examples=_ways(_split_and_joined),
 )
 define(
     "TensorListConcat(input_handle: variant; element_dtype: type, element_shape: shape = unknown)"
@@ -482,6 +588,7 @@ define(
     gradient=lambda dy, _, y, lengths, handle, *, element_dtype: _joined_gradient(dy, lengths, element_dtype),
     kernel=lambda xp, handle, *, element_dtype: _joined(xp, handle, element_dtype=element_dtype),
     dynamic=True,
+    examples=_ways(_split_and_joined),
 )
 
 
@@ -504,4 +611,5 @@ define(
     kernel=_split,
     host=("element_shape", "lengths"),
     dynamic=True,
+    examples=_ways(_split_and_joined, _split_and_read_in_part),
 )

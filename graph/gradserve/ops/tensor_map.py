@@ -5,6 +5,7 @@ Source: TensorFlow's map_ops; the values are gradserve.graph.variants.TensorMap.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,57 @@ import numpy as np
 from gradserve.errors import InvalidArgument
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
-from gradserve.graph.op import MISSING, NOT_DIFFERENTIABLE, define, raw
+from gradserve.graph.op import MISSING, NOT_DIFFERENTIABLE, Example, define, raw
 from gradserve.graph.variants import TensorMap
+from gradserve.ops.ways import Way, ways
+
+# Examples
+
+
+def _ways(*functions: Way) -> Callable[[Any], list[Example]]:
+    return ways(lambda draw: (draw.size(0, 3),), *functions)
+
+
+def _map(x: Tensor, *keys: Any) -> Tensor:
+    """x at the first key, its sine at the second."""
+    handle = raw.EmptyTensorMap()
+    for key, value in zip(keys, (x, raw.Sin(x)), strict=True):
+        handle = raw.TensorMapInsert(handle, x.graph.constant(key), value)
+    return handle
+
+
+def _read(handle: Tensor, key: Any, like: Tensor) -> Tensor:
+    return raw.TensorMapLookup(handle, like.graph.constant(key), value_dtype=like.dtype.base)
+
+
+_A, _B = np.array(b"a", object), np.array(b"b", object)
+
+
+def _looked_up(x: Tensor) -> list[Tensor]:
+    """Both, one of them twice."""
+    handle = _map(x, _A, _B)
+    return [_read(handle, _A, x) * _read(handle, _B, x), _read(handle, _B, x)]
+
+
+def _inserted_again(x: Tensor) -> list[Tensor]:
+    return [_read(_map(x, _A, _A), _A, x)]
+
+
+def _never_looked_up(x: Tensor) -> list[Tensor]:
+    return [_read(_map(x, _A, _B), _B, x)]
+
+
+def _erased_before(x: Tensor) -> list[Tensor]:
+    handle = raw.TensorMapErase(_map(x, _A, _B), x.graph.constant(_A), value_dtype=x.dtype.base)
+    return [_read(handle, _B, x)]
+
+
+def _of_tensors(x: Tensor) -> list[Tensor]:
+    keys = np.array([1, 2]), np.array([1, 3])
+    return [_read(_map(x, *keys), keys[1], x)]
+
+
+# Keys
 
 
 def _mark(key: Any) -> Any:
@@ -70,6 +120,7 @@ define(
     gradient=_lookup_gradient,
     kernel=lambda xp, handle, key: handle.entries[_checked(handle, key)][1],
     dynamic=True,
+    examples=_ways(_looked_up, _of_tensors),
 )
 
 
@@ -90,6 +141,7 @@ define(
     gradient=_insert_gradient,
     kernel=lambda xp, handle, key, value: TensorMap({**handle.entries, _mark(key): (key, value)}),
     dynamic=True,
+    examples=_ways(_inserted_again, _never_looked_up),
 )
 
 
@@ -111,4 +163,5 @@ define(
     gradient=_erase_gradient,
     kernel=_erased,
     dynamic=True,
+    examples=_ways(_erased_before),
 )
