@@ -1,4 +1,4 @@
-"""Signatures and examples in float64, so that central differences can check what TensorFlow has in float32 at most."""
+"""Examples in other dtypes: in float64 what TensorFlow has in float32 at most, and of complex numbers."""
 
 from __future__ import annotations
 
@@ -46,6 +46,29 @@ def _doubled(value: Any) -> Any:
         return [_doubled(entry) for entry in value]
     array = np.asarray(value)
     return array.astype(_WIDER_ARRAYS.get(array.dtype, array.dtype))
+
+
+def complexified(op: catalogue.Op, example: catalogue.Example) -> catalogue.Example:
+    """An example with complex numbers wherever the op takes them."""
+    generator = np.random.default_rng(2)
+    turned: list[Any] = []
+    for argument, value in zip(op.signature.inputs, example.inputs, strict=True):
+        allowed = op.signature.attrs[argument.type_attr].allowed if argument.type_attr else frozenset()
+        takes_it = allowed is None or dtypes.complex128 in allowed
+        turned.append(_turned(value, generator) if takes_it else value)
+    return example._replace(inputs=tuple(turned))
+
+
+def _turned(value: Any, generator: np.random.Generator) -> Any:
+    if isinstance(value, list):
+        return [_turned(entry, generator) for entry in value]
+    array = np.asarray(value)
+    return array + 0.5j * generator.standard_normal(array.shape) if array.dtype == np.float64 else array
+
+
+def has_complex(value: Any) -> bool:
+    """Whether an array is of complex numbers, or one in a list."""
+    return any(map(has_complex, value)) if isinstance(value, list) else np.asarray(value).dtype.kind == "c"
 
 
 def _widened(op: catalogue.Op) -> catalogue.Op:

@@ -17,7 +17,7 @@ from gradserve.graph import op as catalogue
 from gradserve.graph import shapes
 from tests.ops.differences import Built, run
 from tests.ops.draw import Draw
-from tests.ops.precision import doubled, in_double_precision
+from tests.ops.precision import complexified, doubled, has_complex, in_double_precision
 
 _EXAMPLES = sorted(name for name, op in catalogue.catalogue().items() if op.examples is not None)
 _WITH_RULE = [name for name in _EXAMPLES if isinstance(catalogue.lookup(name).gradient, catalogue.BoundRule)]
@@ -118,3 +118,28 @@ def test_gradients_of_each_order_agree_with_central_differences(name: str, known
 
     _search(name, known, look)
     assert not orders or max(orders) >= 2, f"No second derivative of {name} was other than zero."
+
+
+def _turned(name: str) -> list[catalogue.Example]:
+    """Examples turned into some of complex numbers, where the op takes them and no example has them anyway."""
+    op, examples = catalogue.lookup(name), [example for example in _middle(name) if example.build is None]
+    if any(has_complex(list(example.inputs)) for example in examples):
+        return []
+    found = [complexified(op, doubled(example)) for example in examples if example.differences]
+    return [example for example in found if has_complex(list(example.inputs))]
+
+
+_NOT_COMPLEX = {
+    **dict.fromkeys(("Svd", "BatchSvd", "Eig", "SelfAdjointEigV2"), "vectors have free phases: see test_factors"),
+    **dict.fromkeys(("ClipByValue", "SparseSparseMaximum", "SparseSparseMinimum"), "complex numbers have no order"),
+}
+_COMPLEX = [name for name in _WITH_RULE if name not in _NOT_COMPLEX and _turned(name)]
+
+
+@pytest.mark.parametrize("known", [_KNOWN["all"], _KNOWN["nothing"]], ids=["all", "nothing"])
+@pytest.mark.parametrize("name", _COMPLEX)
+def test_gradients_of_complex_numbers_agree_with_central_differences(name: str, known: _Known) -> None:
+    with in_double_precision():
+        for example in _turned(name):
+            built = Built(catalogue.lookup(name), example, known_shapes=known.shapes, known_integers=known.integers)
+            built.check(order=2)

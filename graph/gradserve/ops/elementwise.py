@@ -23,6 +23,14 @@ def conjugate(x: Tensor) -> Tensor:
     return raw.Conj(x) if x.dtype.is_complex else x
 
 
+def real_part(x: Tensor) -> Tensor:
+    """The real part of a complex tensor, as a complex one; a real tensor as it is."""
+    if not x.dtype.is_complex:
+        return x
+    real = raw.Real(x, Tout=x.dtype.real)
+    return raw.Complex(real, raw.ZerosLike(real), Tout=x.dtype.base)
+
+
 def number(x: Any, value: float) -> Any:
     """A number of an array's dtype: NumPy would take bfloat16 times a Python float for float32."""
     return x.dtype.type(value)

@@ -15,6 +15,7 @@ from gradserve.graph import shapes
 from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw, same_shape, within
 from gradserve.graph.shapes import Shape
+from gradserve.ops.elementwise import real_part
 from gradserve.ops.precision import widen
 from gradserve.ops.recurrence import through
 
@@ -111,12 +112,20 @@ def _log_determinant(xp: Any, x: Any) -> tuple[Any, Any]:
     return xp.asarray(sign).astype(x.dtype), xp.asarray(log).astype(x.dtype)
 
 
+def _log_determinant_gradient(dsign: Tensor, dlog: Tensor, sign: Tensor, log: Tensor, x: Tensor) -> Tensor:
+    """dA = (Re dlog + i Im (dsign sign*)) A⁻ᴴ: the sign of a complex determinant turns, that of a real one does not."""
+    if x.dtype.is_complex:
+        turn = dsign * raw.Conj(sign)
+        dlog = real_part(dlog) + turn - real_part(turn)
+    return _over_matrix(dlog) * raw.MatrixInverse(x, adjoint=True)
+
+
 define(
     "LogMatrixDeterminant(input: T; T: factorable) -> (sign: T, log_abs_determinant: T)",
     shape=lambda x: [_batch(x), _batch(x)],
-    gradient=lambda dsign, dlog, sign, log, x: _over_matrix(dlog) * raw.MatrixInverse(x, adjoint=True),
+    gradient=_log_determinant_gradient,
     kernel=_log_determinant,
-    examples=lambda draw: [call(_square(draw)), call(_square(draw, draw.size()))],
+    examples=_matrix_examples,
 )
 
 

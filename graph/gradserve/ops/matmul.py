@@ -185,7 +185,8 @@ define(
     kernel=_batch_matmul_mixed,
     broadcasts=True,
     examples=lambda draw: [
-        call(draw.normal(*draw.shape(1, 2), n := draw.size()), draw.normal(n, draw.size()), Tout="float64")
+        call(draw.normal(*draw.shape(1, 2), n := draw.size()), draw.normal(n, draw.size()), Tout="float64"),
+        call(draw.complex(2, n), draw.complex(n, draw.size()), Tout="complex128"),
     ],
 )
 

@@ -391,6 +391,7 @@ define(
     shape=lambda t, m, v, beta, gamma: t.shape,
     gradient=_of_globally,
     kernel=_globally,
+    holomorphic=True,
     examples=_globally_examples,
 )
 define(
@@ -399,6 +400,7 @@ define(
     shape=lambda t, m, v, gamma, dy: [t.shape, *[m.shape] * 4],
     gradient=_of_globally_grad,
     kernel=_globally_grad,
+    holomorphic=True,
     examples=_globally_grad_examples,
 )
 

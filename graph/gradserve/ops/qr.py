@@ -11,6 +11,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import Size, size_of, vector
+from gradserve.ops.elementwise import real_part
 from gradserve.ops.linalg import adjoint, product
 from gradserve.ops.precision import widen
 
@@ -45,8 +46,7 @@ def _deep_gradient(dq: Tensor, dr: Tensor, q: Tensor, r: Tensor) -> Tensor:
     if not q.dtype.is_complex:
         return dx
     phases = raw.MatrixDiagPart(outer - adjoint(inner))
-    real = raw.Real(phases, Tout=q.dtype.real)
-    correction = raw.MatrixDiag(phases - raw.Complex(real, raw.ZerosLike(real), Tout=q.dtype))
+    correction = raw.MatrixDiag(phases - real_part(phases))
     return dx + _over_adjoint(product(q, correction, right=True), r)
 
 

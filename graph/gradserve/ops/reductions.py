@@ -20,6 +20,7 @@ from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, NoRule, Op, Rule, ca
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import Size, product, shape_of, size_of, spread, vector, with_kept
 from gradserve.graph.variants import Variant
+from gradserve.ops.elementwise import real_part
 from gradserve.ops.precision import widen
 from gradserve.ops.scan import scan
 
@@ -141,9 +142,9 @@ def _prod_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims:
 
 
 def _norm_gradient(dy: Tensor, y: Tensor, x: Tensor, axes: Tensor, *, keep_dims: bool) -> tuple[Tensor, None]:
-    """dx = dy x / |x|."""
+    """dx = dy x / |x|; of complex numbers the norm is real, and so is what counts of dy."""
     dy, y = (with_kept(value, x, axes, keep_dims=keep_dims) for value in (dy, y))
-    return x * (dy / y), None
+    return x * (real_part(dy) / y), None
 
 
 def _mean(xp: Any, x: Any, axis: tuple[int, ...], keepdims: bool) -> Any:

@@ -10,6 +10,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, call, define, raw
 from gradserve.graph.shapes import Shape
 from gradserve.graph.symbolic import part, shape_of
+from gradserve.ops.elementwise import real_part
 from gradserve.ops.linalg import adjoint, finite_or_zero, product
 from gradserve.ops.precision import widen
 
@@ -72,9 +73,7 @@ def _gradient(
     For complex numbers U S⁻¹ i Im(Uᴴ dU)ᵈⁱᵃᵍ Vᴴ is added, in the form of Wan and Zhang 2019. Columns U₂ beyond the
     first k only complete U₁: a change of U₁ turns them the other way, so dU₁ becomes dU₁ - U₂ dU₂ᴴ U₁.
     """
-    if x.dtype.is_complex:  # s is real
-        real = raw.Real(ds, Tout=x.dtype.real)
-        ds = raw.Complex(real, raw.ZerosLike(real), Tout=x.dtype)
+    ds = real_part(ds)  # as s is
     if not compute_uv:
         _, u, v = raw.Svd.outputs(x)
         return product(u, product(raw.MatrixDiag(ds), v, right=True))
