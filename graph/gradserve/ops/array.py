@@ -485,7 +485,7 @@ define(
     host=("paddings",),
     examples=lambda draw: [
         call(draw.normal(3, draw.size(3, 5)), _paddings(draw, 2), mode=draw.pick(["REFLECT", "SYMMETRIC"])),
-        call(draw.normal(), _paddings(draw, 0), mode="REFLECT"),
+        call(draw.normal(*[n := draw.size()] * (rank := draw.size(0, 2))), _paddings(draw, rank, n), mode="SYMMETRIC"),
     ],
 )
 define(

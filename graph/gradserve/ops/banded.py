@@ -95,7 +95,7 @@ def _tridiagonal_gradient(
 
 
 def _tridiagonal_examples(draw: Any) -> list[Example]:
-    count, columns = draw.size(1, 4), draw.size(1, 2)
+    count, columns = draw.size(0, 4), draw.size(0, 2)
     diagonals = draw.unit(3, count)
     diagonals[1] += 3
     return [
@@ -138,7 +138,7 @@ def _product_gradient(
 
 
 def _product_examples(draw: Any) -> list[Example]:
-    count, columns = draw.size(1, 4), draw.size(0, 2)
+    count, columns = draw.size(0, 4), draw.size(0, 2)
     kind = draw.pick([draw.normal, draw.complex])
     return [call(*(kind(*lead, 1, count) for _ in range(3)), kind(*lead, count, columns)) for lead in ((), (2,))]
 
@@ -191,8 +191,8 @@ def _banded_gradient(
 
 
 def _banded_examples(draw: Any) -> list[Example]:
-    count = draw.size(1, 4)
-    width = draw.size(1, count)
+    count = draw.size(0, 4)
+    width = draw.size(1, max(count, 1))
     kind = draw.pick([draw.unit, draw.complex])
     lower, adjoint = bool(draw.size(0, 1)), bool(draw.size(0, 1))
     bands = kind(width, count)

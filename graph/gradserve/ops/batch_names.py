@@ -55,9 +55,7 @@ def _regular(draw: Any, *batch: int) -> Any:
 
 
 def _signals(count: int) -> Examples:
-    return lambda draw: [
-        call(draw.complex(2, *(draw.size(1, 3) for _ in range(count))).astype(np.complex64), step=1e-1)
-    ]
+    return lambda draw: [call(draw.complex(draw.size(), *(draw.size(0, 3) for _ in range(count))).astype(np.complex64))]
 
 
 _REAL = "T: float32|float64"

@@ -74,7 +74,8 @@ def _weights_gradient(dy: Tensor, rows: Tensor | None, values: Tensor, size: Ten
     if shapes.is_static(weights.shape):
         return picked
     count = raw.Reshape(raw.Size(weights), np.array([1], np.int32))  # there may turn out to be none
-    return raw.Reshape(raw.Slice(picked, np.array([0], np.int32), count), raw.Shape(weights))
+    flat = raw.Reshape(picked, np.array([-1], np.int32))
+    return raw.Reshape(raw.Slice(flat, np.array([0], np.int32), count), raw.Shape(weights))
 
 
 def _column(indices: Tensor) -> Tensor:
@@ -101,6 +102,22 @@ def _ragged_gradient(
         return [None] * 4
     table = raw.RaggedTensorToSparse.outputs([splits], values)[0]
     return [None, None, None, _weights_gradient(dy, _column(table), values, size, weights)]
+
+
+def _bincount(xp: Any, values: Any, size: Any, weights: Any) -> Any:
+    """Sums the weights (ones where there are none) of equal values; values of `size` and more are dropped."""
+    count = int(size)
+    flat = xp.ravel(values)
+    inside = flat < count
+    weight = xp.ravel(weights) if weights.size else xp.ones(flat.shape, weights.dtype)
+    one_hot = (flat[:, None] == xp.arange(count)[None, :]) & inside[:, None]
+    return xp.sum(xp.where(one_hot, weight[:, None], 0), axis=0).astype(weights.dtype)
+
+
+def _bincount_gradient(dy: Tensor, y: Tensor, values: Tensor, size: Tensor, weights: Tensor) -> Any:
+    if shapes.num_elements(weights.shape) == 0:
+        return None, None, raw.ZerosLike(weights)
+    return None, None, _weights_gradient(dy, None, values, size, weights)
 
 
 def _sparse_shape(indices: Tensor, values: Tensor, sizes: Tensor, size: Tensor, weights: Tensor) -> Shape:
@@ -165,6 +182,18 @@ define(
     host=("size",),
     dynamic=True,
     examples=_ragged_examples,
+)
+
+define(
+    "Bincount(arr: int32, size: int32, weights: T; T: float32|float64|int32|int64) -> (bins: T)",
+    shape=lambda values, size, weights: (static.scalar(size),),
+    gradient=_bincount_gradient,
+    kernel=_bincount,
+    host=("size",),
+    examples=lambda draw: [
+        call(values := draw.integers(0, 3, *draw.shape()), size := np.int32(draw.size()), draw.normal(*values.shape)),
+        call(values, size, np.zeros(0)),
+    ],
 )
 
 # Sparse counts

@@ -75,6 +75,8 @@ def _crop(
     xp: Any, image: Any, boxes: Any, number: Any, size: Any, *, method: str, extrapolation_value: float
 ) -> Any:  # fmt: skip
     refuse_outside(number, image.shape[0], "box_ind")
+    if min(int(length) for length in size) < 1:
+        raise InvalidArgument(f"Crops must have a positive size, not {np.ravel(size).tolist()}.")
     rows, columns = _both(xp, boxes, size, image.shape[1:3])
     batch, image = number[:, None, None], image.astype(xp.float32)
     value: Any = 0

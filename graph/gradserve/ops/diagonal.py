@@ -95,6 +95,8 @@ def _take(xp: Any, x: Any, k: Any, padding: Any, *, align: str) -> Any:
 def _put(xp: Any, x: Any, diagonal: Any, k: Any, *, align: str) -> Any:
     layout = _layout(x.shape[-2], x.shape[-1], k, align)
     rows = _with_rows(xp, diagonal, k)
+    if not rows.shape[-1]:
+        return x
     return xp.where(xp.asarray(layout.inside), rows[..., layout.diagonal, layout.place], x)
 
 
@@ -110,6 +112,8 @@ def _size(longest: int, k: Any, rows: int, columns: int) -> tuple[int, int]:
 def _make(xp: Any, diagonal: Any, k: Any, rows: Any, columns: Any, padding: Any, *, align: str) -> Any:
     stacked = _with_rows(xp, diagonal, k)
     size = _size(stacked.shape[-1], k, int(rows), int(columns))
+    if not stacked.shape[-1]:
+        return xp.full((*stacked.shape[:-2], *size), padding, diagonal.dtype)
     layout = _layout(*size, k, align)
     return xp.where(
         xp.asarray(layout.inside), stacked[..., layout.diagonal, layout.place], xp.asarray(padding, diagonal.dtype)
@@ -186,7 +190,7 @@ for _version, _attr in (("V2", ""), ("V3", ", align: string = 'RIGHT_LEFT'")):
         host=("k", "num_rows", "num_cols"),
         examples=lambda draw: [
             call(
-                draw.normal(draw.size(), draw.size(1)),
+                draw.normal(draw.size(), draw.size()),
                 np.int32(draw.size() - 2),
                 np.int32(-1),
                 np.int32(-1),

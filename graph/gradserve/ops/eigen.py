@@ -46,7 +46,7 @@ def _gradient(de: Tensor, dv: Tensor, e: Tensor, v: Tensor, x: Tensor, *, comput
 
 def _examples(draw: Any) -> list[Example]:
     """Eigenvalues far from each other; vectors have a free phase, so only gradients of the values are compared."""
-    n = draw.size(1, 3)
+    n = draw.size(0, 3)
     x = np.diag(np.arange(1.0, n + 1)) * 2 + draw.unit(n, n) * 0.2
     return [
         call(x, Tout="complex128", compute_v=False),

@@ -53,7 +53,7 @@ def _complex_op(inverse: bool, count: int) -> None:
         shape=lambda x: x.shape,
         gradient=gradient,
         kernel=kernel,
-        examples=lambda draw: [call(draw.complex(*draw.shape(0, 1), *[draw.size(1, 3) for _ in range(count)]))],
+        examples=lambda draw: [call(draw.complex(*draw.shape(0, 1), *[draw.size(0, 3) for _ in range(count)]))],
     )
 
 
@@ -65,7 +65,12 @@ def _lengths(x: Shape, lengths: Tensor, count: int, *, halved: bool) -> Shape:
         return None
     known: Sequence[Dimension] = static.shape_value(lengths) or (None,) * count
     last = known[-1]
-    return (*x[:-count], *known[:-1], last // 2 + 1 if halved and last is not None else last)
+    return (*x[:-count], *known[:-1], half(last) if halved and last is not None else last)
+
+
+def half(length: int) -> int:
+    """How many entries are kept of the transform of so many real numbers."""
+    return length // 2 + 1 if length else 0
 
 
 def _fitted(xp: Any, x: Any, lengths: Sequence[int]) -> Any:
@@ -99,6 +104,8 @@ def _int_vector(lengths: Tensor) -> IntVector:
 def _real_kernel(count: int) -> Rule:
     def kernel(xp: Any, x: Any, lengths: Any, *, Tcomplex: Any) -> Any:
         sizes = [int(n) for n in lengths]
+        if 0 in sizes:
+            return xp.zeros((*x.shape[:-count], *sizes[:-1], half(sizes[-1])), Tcomplex.numpy)
         return xp.fft.rfftn(_fitted(xp, x, sizes), axes=_axes(count)).astype(Tcomplex.numpy)
 
     return kernel
@@ -118,6 +125,8 @@ def _real_gradient(count: int) -> Rule:
 def _inverse_kernel(count: int) -> Rule:
     def kernel(xp: Any, x: Any, lengths: Any, *, Treal: Any) -> Any:
         sizes = [int(n) for n in lengths]
+        if 0 in sizes:
+            return xp.zeros((*x.shape[:-count], *sizes), Treal.numpy)
         kept = _fitted(xp, x, [*sizes[:-1], sizes[-1] // 2 + 1])
         if count > 1:
             kept = xp.fft.ifftn(kept, axes=_axes(count)[:-1])
@@ -159,7 +168,7 @@ def _real_ops(count: int) -> None:
         host=("fft_length",),
         examples=lambda draw: [
             call(
-                draw.normal(draw.size(), *(n := [draw.size(2, 4) for _ in range(count)])),
+                draw.normal(draw.size(), *(n := [draw.size(0, 4) for _ in range(count)])),
                 sizes(draw, n),
                 Tcomplex="complex128",
             )
@@ -173,7 +182,7 @@ def _real_ops(count: int) -> None:
         host=("fft_length",),
         examples=lambda draw: [
             call(
-                draw.complex(draw.size(), *(n := [draw.size(2, 4) for _ in range(count)])),
+                draw.complex(draw.size(), *(n := [draw.size(1, 4) for _ in range(count)])),
                 np.array([*n[:-1], 2 * n[-1] - draw.size(1, 2)], np.int32),
                 Treal="float64",
             )

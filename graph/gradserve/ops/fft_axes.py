@@ -6,6 +6,7 @@ of the axis that is named last; their adjoints put zeros for the other half, or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from gradserve.graph.graph import Tensor
 from gradserve.graph.op import Example, Rule, call, define, raw
 from gradserve.graph.shapes import Dimension, Shape
 from gradserve.graph.symbolic import IntVector, part, product, shape_of
-from gradserve.ops.fft import fit, scaled
+from gradserve.ops.fft import fit, half, scaled
 
 
 def _integers(vector: Any) -> list[int]:
@@ -27,7 +28,10 @@ def _kernel(name: str, dtype_attr: str = "") -> Rule:
 
     def kernel(xp: Any, x: Any, lengths: Any, axes: Any, *, node: Any) -> Any:
         kind = node.attrs[dtype_attr].numpy if dtype_attr else x.dtype
-        return getattr(xp.fft, name)(x, s=_integers(lengths), axes=_integers(axes)).astype(kind)
+        sizes, places = _integers(lengths), _integers(axes)
+        if 0 in sizes:
+            return xp.zeros(_sized(x.shape, places, sizes, name == "rfftn"), kind)
+        return getattr(xp.fft, name)(x, s=sizes, axes=places).astype(kind)
 
     return kernel
 
@@ -37,10 +41,17 @@ def _shape(x: Tensor, lengths: Tensor, axes: Tensor, halved: bool = False) -> Sh
     if x.shape is None or places is None:
         return None if x.shape is None else (None,) * len(x.shape)
     known = static.shape_value(lengths) or (None,) * places.size
-    result: list[Dimension] = list(x.shape)
-    for number, (axis, length) in enumerate(zip(_integers(places), known, strict=True)):
-        half = halved and number == places.size - 1 and length is not None
-        result[shapes.normalise_axis(axis, len(x.shape))] = length // 2 + 1 if half and length is not None else length
+    return _sized(x.shape, _integers(places), known, halved)
+
+
+def _sized(shape: Sequence[Dimension], places: Sequence[int], lengths: Sequence[Dimension], halved: bool) -> Any:
+    """A shape with these lengths at the axes, the last one of them halved."""
+    result = list(shape)
+    for axis, length in zip(places, lengths, strict=True):
+        result[shapes.normalise_axis(axis, len(shape))] = length
+    last = lengths[-1] if lengths else None
+    if halved and last is not None:
+        result[places[-1]] = half(last)
     return tuple(result)
 
 
@@ -106,7 +117,7 @@ def _real_inverse_gradient(dy: Tensor, y: Tensor, x: Tensor, lengths: Tensor, ax
 
 def _examples(domain: str, **attrs: Any) -> Any:
     def examples(draw: Any) -> list[Example]:
-        x = getattr(draw, domain)(draw.size(1, 3), draw.size(1, 3), draw.size(2, 3))
+        x = getattr(draw, domain)(draw.size(0, 3), draw.size(0, 3), draw.size(0, 3))
         axes = np.array(draw.pick([[0, 1, 2], [1, 2], [2, 0], [-1], [0]]), np.int32)
         lengths = np.array([x.shape[axis] + draw.size(0, 1) for axis in axes], np.int32)
         return [call(x, lengths, axes, **attrs)]

@@ -253,11 +253,16 @@ def _on_host(value: Any) -> Any:
     return value.get() if hasattr(value, "get") else value
 
 
+def _count(indices: Any) -> int:
+    """The number of index vectors."""
+    return int(np.prod(indices.shape[:-1], dtype=np.int64))
+
+
 def _scatter_zeros(xp: Any, indices: Any, updates: Any, shape: Any) -> Any:
     target = tuple(int(size) for size in shape)
     zeros = xp.zeros(target, updates.dtype)
     if indices.shape[-1] == 0:
-        return zeros + xp.sum(xp.reshape(updates, (-1, *target)), axis=0)
+        return zeros + xp.sum(xp.reshape(updates, (_count(indices), *target)), axis=0)
     return combine(xp, "add", zeros, _rows(xp, indices, target), updates)
 
 
@@ -270,6 +275,7 @@ define(
     host=("shape",),
     examples=lambda draw: [
         call(draw.integers(0, 3, n := draw.size(), 1), draw.normal(n, m := draw.size()), np.array([3, m], np.int32)),
+        call(draw.integers(0, 3, n, 0), draw.normal(n, 2, m), np.array([2, m], np.int32)),
     ],
 )
 
@@ -279,7 +285,7 @@ def scatter(how: str) -> Rule:
 
     def kernel(xp: Any, target: Any, indices: Any, updates: Any) -> Any:
         if indices.shape[-1] == 0:
-            flat = xp.reshape(updates, (-1, *target.shape))
+            flat = xp.reshape(updates, (_count(indices), *target.shape))
             for k in range(flat.shape[0]):
                 target = flat[k] if how == "set" else getattr(xp, how)(target, flat[k])
             return target

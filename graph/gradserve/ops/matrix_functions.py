@@ -79,7 +79,7 @@ def _gradient(name: str) -> Any:
 
 def _examples(draw: Any, *, real: bool) -> list[Example]:
     """Matrices near multiples of the identity, which have logarithms and square roots."""
-    n = draw.size(1, 3)
+    n = draw.size(0, 3)
     x = 2 * np.eye(n) + draw.unit(n, n) * 0.4
     turned = x + 0.3j * draw.unit(n, n)
     return [call(turned), call(turned[None]), *([call(x), call(x[None][:0])] if real else [])]

@@ -373,13 +373,13 @@ def _of_globally_grad(*arguments: Any, node: Node) -> Any:
 
 
 def _globally_examples(draw: Any) -> list[Example]:
-    x, channels = draw.normal(draw.size(0, 2), draw.size(1, 2), 2, 2), 2
+    x, channels = draw.normal(*(draw.size(0, 2) for _ in range(3)), n := draw.size(0, 3)), n
     vectors = [draw.normal(channels), draw.positive(channels), draw.normal(channels), draw.normal(channels)]
     return [call(x, *vectors, variance_epsilon=0.1, scale_after_normalization=bool(draw.size(0, 1)))]
 
 
 def _globally_grad_examples(draw: Any) -> list[Example]:
-    x, channels = draw.normal(draw.size(0, 2), draw.size(1, 2), 2, 2), 2
+    x, channels = draw.normal(*(draw.size(0, 2) for _ in range(3)), n := draw.size(0, 3)), n
     vectors = [draw.normal(channels), draw.positive(channels), draw.normal(channels)]
     scaled = bool(draw.size(0, 1))
     return [call(x, *vectors, draw.normal(*x.shape), variance_epsilon=0.1, scale_after_normalization=scaled)]

@@ -78,7 +78,7 @@ def _halves(x: Tensor, size: Size, axis: int) -> Sequence[Tensor]:
 
 def _examples(draw: Any) -> list[Example]:
     """Of full rank; a factor is unique up to signs, and LAPACK's are steady."""
-    rows, columns = draw.size(1, 3), draw.size(1, 3)
+    rows, columns = draw.size(0, 3), draw.size(0, 3)
     x = draw.unit(2, rows, columns) + 3 * np.eye(rows, columns)
     return [
         call(x[0]),

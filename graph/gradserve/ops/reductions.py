@@ -421,36 +421,7 @@ _scan_op(
 )
 
 
-# Counting
-
-
-def _bincount(xp: Any, values: Any, size: Any, weights: Any) -> Any:
-    """Sums the weights (ones where there are none) of equal values; values of `size` and more are dropped."""
-    count = int(size)
-    flat = xp.ravel(values)
-    inside = flat < count
-    weight = xp.ravel(weights) if weights.size else xp.ones(flat.shape, weights.dtype)
-    one_hot = (flat[:, None] == xp.arange(count)[None, :]) & inside[:, None]
-    return xp.sum(xp.where(one_hot, weight[:, None], 0), axis=0).astype(weights.dtype)
-
-
-def _bincount_gradient(dy: Tensor, y: Tensor, values: Tensor, size: Tensor, weights: Tensor) -> Any:
-    """A weight gets the cotangent of the bin that it falls into, 0 where it falls into none."""
-    if shapes.num_elements(weights.shape) == 0:
-        return None, None, raw.ZerosLike(weights)
-    inside = raw.Less(values, size)
-    place = raw.SelectV2(inside, values, raw.ZerosLike(values))
-    return None, None, raw.SelectV2(inside, raw.GatherV2(dy, place, 0), raw.ZerosLike(weights))
-
-
-define(
-    "Bincount(arr: int32, size: int32, weights: T; T: float32|float64|int32|int64) -> (bins: T)",
-    shape=lambda values, size, weights: (static.scalar(size),),
-    gradient=_bincount_gradient,
-    kernel=_bincount,
-    host=("size",),
-    examples=lambda draw: [call(draw.integers(0, 5, n := draw.size()), np.int32(draw.size(1)), draw.normal(n))],
-)
+# Broadcasting
 
 
 def _broadcast_axes(xp: Any, a: Any, b: Any) -> tuple[Any, Any]:

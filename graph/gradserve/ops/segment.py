@@ -385,6 +385,14 @@ def _sparse_example(counted: bool) -> Any:
 
 
 _INDEX_TYPES = "Tidx: index = int32, Tsegmentids: index = int32"
+
+
+def _sparse_grad_examples(draw: Any) -> list[Example]:
+    segments, rows = draw.size(1, 3), draw.size(0, 5)
+    ids = np.sort(draw.integers(0, segments, rows))
+    return [call(draw.normal(segments, draw.size()), draw.integers(0, 4, rows), ids, np.int32(4))]
+
+
 for _how, _types in (("Sum", "real"), ("Mean", "floating"), ("SqrtN", "floating")):
     for _counted in (False, True):
         _extra = ", num_segments: Tnumsegments" if _counted else ""
@@ -406,9 +414,7 @@ for _how, _types in (("Sum", "real"), ("Mean", "floating"), ("SqrtN", "floating"
         gradient=_sparse_grad_gradient(_how),
         kernel=_sparse_grad_kernel(_how),
         host=("segment_ids", "output_dim0"),
-        examples=lambda draw: [
-            call(draw.normal(3, draw.size()), draw.integers(0, 4, 5), np.array([0, 0, 1, 2, 2], np.int32), np.int32(4))
-        ],
+        examples=_sparse_grad_examples,
     )
     define(
         f"SparseSegment{_how}GradV2(grad: T, indices: Tidx, segment_ids: Tsegmentids, dense_output_dim0: int32;"
@@ -418,7 +424,5 @@ for _how, _types in (("Sum", "real"), ("Mean", "floating"), ("SqrtN", "floating"
         kernel=_sparse_rows_grad_kernel(_how),
         host=("segment_ids", "dense_output_dim0"),
         dynamic=True,
-        examples=lambda draw: [
-            call(draw.normal(3, draw.size()), draw.integers(0, 4, 5), np.array([0, 0, 1, 2, 2], np.int32), np.int32(4))
-        ],
+        examples=_sparse_grad_examples,
     )

@@ -103,7 +103,7 @@ def _gradient(
 
 def _examples(draw: Any) -> list[Example]:
     """Singular values far from each other and from 0; vectors are unique up to their sign, and LAPACK's are steady."""
-    rows, columns = draw.size(1, 4), draw.size(1, 4)
+    rows, columns = draw.size(0, 4), draw.size(0, 4)
     x = draw.unit(rows, columns) * 0.2
     np.fill_diagonal(x, 1.5 + np.arange(min(rows, columns)))
     return [
