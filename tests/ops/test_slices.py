@@ -13,7 +13,7 @@ from gradserve.autodiff import gradients
 from gradserve.graph.graph import Graph, IndexedSlices, Tensor
 from gradserve.graph.op import raw
 from gradserve.ops.slices import densify
-from tests.ops.differences import run
+from tests.ops.differences import check, run
 
 _ROWS = np.array([0, 2, 2, 3], np.int32)
 _ZERO, _ONE = np.int32(0), np.int32(1)
@@ -103,3 +103,54 @@ def test_a_concatenation_along_an_unknown_axis_is_cut_densely() -> None:
         assert isinstance(dx, Tensor)
         (found,) = run([dx], [x, axis], [np.ones((3, 3)), _ONE])
     np.testing.assert_array_equal(found, [[0, 0, 0], [3, 3, 3], [3, 3, 3]])
+
+
+_HANDED_ON: dict[str, Callable[[Tensor], Tensor]] = {
+    "as it is": raw.Identity,
+    "negated": lambda x: -x,
+    "in a sum": lambda x: x + np.ones((4, 2)),
+    "in a sum of several": lambda x: raw.AddN([x, x]),
+    "in a concatenation": lambda x: raw.ConcatV2([x, x * x], _ZERO),
+    "rows of rows": lambda x: raw.GatherV2(x, np.array([3, 0, 0, 1, 2], np.int32), _ZERO),
+    "rows by index vectors": lambda x: raw.GatherNd(x, _ROWS[:, None]),
+}
+
+
+@pytest.mark.parametrize("known_shapes", [True, False])
+@pytest.mark.parametrize("name", _HANDED_ON)
+def test_three_orders_through_slices_agree_with_differences(name: str, known_shapes: bool) -> None:
+    value = np.sin(np.arange(8.0)).reshape(4, 2)
+    with Graph().as_default():
+        x = raw.Placeholder(dtype=np.float64, shape=(4, 2) if known_shapes else None)
+        y = raw.GatherV2(_HANDED_ON[name](x), _ROWS, _ZERO)
+        (dx,) = gradients([y], [x])
+        assert isinstance(dx, IndexedSlices) or not known_shapes or name == "in a concatenation"
+        check([y * raw.Sin(y)], [x], [value], order=3)
+
+
+@pytest.mark.parametrize("seed", ["ones", "dense", "slices"])
+def test_slices_have_the_derivatives_of_what_they_stand_for(seed: str) -> None:
+    value, weights = np.sin(np.arange(8.0)).reshape(4, 2), np.cos(np.arange(8.0)).reshape(4, 2)
+    with Graph().as_default():
+        x = raw.Placeholder(dtype=np.float64, shape=(4, 2))
+        rows = raw.GatherV2(x, _ROWS, _ZERO)
+        (sparse,) = gradients([rows * rows * raw.Sin(rows)], [x])
+        assert isinstance(sparse, IndexedSlices)
+        seeds: dict[str, Any] = {
+            "ones": None,
+            "dense": raw.Identity(weights),
+            "slices": IndexedSlices(raw.Identity(weights[:3]), raw.Identity(_ROWS[1:]), raw.Identity(np.array([4, 2]))),
+        }
+        given = seeds[seed]
+        whole = densify(given) if isinstance(given, IndexedSlices) else given
+        found: list[Tensor] = []
+        for y, cotangent in ((sparse, given), (densify(sparse), whole)):
+            (second,) = gradients([y], [x], [cotangent])
+            assert second is not None
+            (third,) = gradients([second], [x], [cotangent])
+            assert third is not None
+            found += [densify(second), densify(third)]
+        values = run(found, [x], [value])
+    for one, other in zip(values[:2], values[2:], strict=True):
+        assert np.abs(other[[2, 3]]).min() > 1e-6
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
