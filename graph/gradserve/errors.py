@@ -8,7 +8,6 @@
     │   └── InvalidPlacement                    devices or colocation groups contradict each other
     ├── InvalidType (TypeError)                 INVALID_ARGUMENT
     ├── NoGradient (LookupError)                FAILED_PRECONDITION
-    │   └── UndefinedGradient (NotImplementedError)  an op's rule does not hold for these shapes or attrs
     ├── Unsupported (NotImplementedError)       UNIMPLEMENTED
     │   └── UnsupportedOp                       an op has no kernel here
     ├── NotFound (LookupError)                  NOT_FOUND
@@ -85,12 +84,6 @@ class NoGradient(GradserveError, LookupError):
 
     code = "FAILED_PRECONDITION"
     reason = "NO_GRADIENT"
-
-
-class UndefinedGradient(NoGradient, NotImplementedError):
-    """The op has a gradient, but its rule does not hold for these shapes or attrs: the message says what would do."""
-
-    reason = "UNDEFINED_GRADIENT"
 
 
 class Unsupported(GradserveError, NotImplementedError):

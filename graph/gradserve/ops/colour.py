@@ -231,7 +231,7 @@ define(
 
 def _clipped_contrast(ops: Any, x: Any, factor: Any, least: Any, most: Any, *, node: Node) -> Any:
     """As AdjustContrastv2, of any real images, between bounds."""
-    images = ops.Cast(x, DstT="float32")
+    images = ops.Cast(x, DstT=factor.dtype)
     mean = ops.Mean(images, np.array([-3, -2], np.int32), keep_dims=True)
     return ops.Minimum(ops.Maximum((images - mean) * factor + mean, least), most)
 
@@ -241,7 +241,6 @@ composite(
     " T: float32|float64|int8|int16|int32|int64|uint8) -> (output: float32)",
     _clipped_contrast,
     examples=lambda draw: [
-        call(draw.normal(*draw.shape(0, 1), 2, 2, 3).astype(np.float32), np.float32(1.7), np.float32(-9), np.float32(9),
-             step=0.1, order=1)
+        call(draw.normal(*draw.shape(0, 1), 2, 2, 3).astype(np.float32), np.float32(1.7), np.float32(-9), np.float32(9))
     ],
 )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gradserve.graph import dtypes, static
 from gradserve.graph.graph import Graph, Node, Tensor, group
-from gradserve.graph.op import Example, Op, define, lookup, raw
+from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, Op, define, lookup, raw
 from gradserve.graph.shapes import Shape
 from gradserve.ops.recurrence import through
 
@@ -62,7 +62,12 @@ class Kernels:
 
 
 def composite(
-    text: str, formula: Formula, *, host: Sequence[str] = (), examples: Callable[[Any], Sequence[Example]] | None = None
+    text: str,
+    formula: Formula,
+    *,
+    host: Sequence[str] = (),
+    is_differentiable: bool = True,
+    examples: Callable[[Any], Sequence[Example]] | None = None,
 ) -> Op:
     """Enters an op of this signature in the catalogue, whose outputs are what the formula gives."""
 
@@ -86,7 +91,8 @@ def composite(
         )
         return group(arguments, node.attrs, found)
 
-    return define(text, shape=shapes, gradient=gradient, kernel=kernel, host=host, examples=examples)
+    rule = gradient if is_differentiable else NOT_DIFFERENTIABLE
+    return define(text, shape=shapes, gradient=rule, kernel=kernel, host=host, examples=examples)
 
 
 def _copy(graph: Graph, x: Tensor) -> Tensor:

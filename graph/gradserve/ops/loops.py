@@ -407,6 +407,19 @@ def _for_gradient(*values: Any, node: Node, sweep: Any) -> list[Any]:
     return [*found[:3], found[3:]]
 
 
+def _for_examples(draw: Any) -> list[Example]:
+    """y' = y x + sin (i y), for i up to some limit or down to one."""
+    x, start, limit = draw.normal(draw.size(0, 2)), np.int32(draw.size(0, 3)), np.int32(draw.size(0, 3))
+
+    def counted(x: Tensor) -> list[Tensor]:
+        specs = [Spec(dtypes.int32, ()), spec_of(x), spec_of(x)]
+        runs = trace(x.graph, "body", specs, lambda i, y, x: [y * x + raw.Sin(raw.Cast(i, DstT=x.dtype) * y), x])
+        delta = np.int32(1 if limit >= start else -1)
+        return [raw.For.outputs(start, limit, delta, [raw.Sin(x), x], body=runs)[0]]
+
+    return [within(counted, x, order=3)]
+
+
 define(
     "For(start: int32, limit: int32, delta: int32, input: T; T: list(type), body: func) -> (output: T)",
     shape=lambda start, limit, delta, inputs, *, node: [spec.shape for spec in _for_specs(node)[1:]],
@@ -414,4 +427,5 @@ define(
     kernel=_for_kernel,
     stateful=True,
     dynamic=True,
+    examples=_for_examples,
 )

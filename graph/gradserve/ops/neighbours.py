@@ -54,6 +54,6 @@ define(
     dynamic=True,
     examples=lambda draw: [
         call(draw.normal(draw.size(), 2).astype(np.float32), draw.normal(draw.size(1), 2).astype(np.float32),
-             np.int64(draw.size(1)), step=1e-2, order=1)
+             np.int64(draw.size(1)))
     ],
 )  # fmt: skip
