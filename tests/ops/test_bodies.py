@@ -32,12 +32,14 @@ def function(graph: Graph, name: str, like: Sequence[Tensor], body: Body, shapes
     )
 
 
-def loop(condition: Body, body: Body, *start: Any, kind: str = "StatelessWhile") -> tuple[Tensor, ...]:
+def loop(
+    condition: Body, body: Body, *start: Any, kind: str = "StatelessWhile", output_shapes: Any = ()
+) -> tuple[Tensor, ...]:
     inputs = [x if isinstance(x, Tensor) else raw.Identity(x) for x in start]
     graph = inputs[0].graph
     asks = function(graph, "cond", inputs, lambda *a: [condition(*a)], None)
     runs = function(graph, "body", inputs, body, None)
-    return getattr(raw, kind).outputs(inputs, cond=asks, body=runs)
+    return getattr(raw, kind).outputs(inputs, cond=asks, body=runs, output_shapes=list(output_shapes))
 
 
 def branch(condition: Any, then: Body, other: Body, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -196,3 +198,19 @@ def test_a_loop_that_does_not_end_is_stopped_by_name(monkeypatch: pytest.MonkeyP
         assert run([power(x, 99)], [x], [X])[0].shape == (3,)
         with pytest.raises(LimitExceeded, match="StatelessWhile has not ended after 100 rounds"):
             run([y], [x], [X])
+
+
+def test_a_loop_has_the_shapes_that_it_says_where_they_do_not_follow() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Placeholder(dtype="float32", shape=None)
+        y = raw.Placeholder(dtype="float32", shape=(None, 3))
+
+        def rounds(i: Tensor, x: Tensor, y: Tensor) -> list[Any]:
+            return [i + 1, x, y]
+
+        start = raw.Identity(0), x, y
+        plain = loop(lambda i, x, y: raw.Less(i, 3), rounds, *start)
+        said = loop(lambda i, x, y: raw.Less(i, 3), rounds, *start, output_shapes=[(), (2, 3), (None, 3)])
+    assert [tensor.shape for tensor in plain] == [(), None, (None, 3)]
+    assert [tensor.shape for tensor in said] == [(), (2, 3), (None, 3)]

@@ -84,8 +84,8 @@ def _partial(tensor: Tensor, depth: int) -> Shape:
     """Shape pieces through the ops that shape arithmetic is written with."""
     node = tensor.node
     if depth <= _DEEPEST:
-        if node.type == "Shape":
-            return node.inputs[0].shape
+        if node.type in ("Shape", "ShapeN"):
+            return node.inputs[tensor.index].shape
         if node.type == "Cast":
             return _partial(node.inputs[0], depth + 1)
         if node.type == "Pack":

@@ -31,7 +31,7 @@ from gradserve.graph.graph import FunctionName, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import body_of
 from gradserve.graph.op import Example, define, raw, within
 from gradserve.graph.raising import RAISED
-from gradserve.graph.shapes import Shape, widen
+from gradserve.graph.shapes import Shape, compatible, merge, widen
 from gradserve.graph.symbolic import concat, count_up, part, rank_of, shape_of
 from gradserve.ops.bodies import (
     Call,
@@ -56,11 +56,12 @@ MOST_ROUNDS = 4_000_000
 
 
 def loop_specs(node: Node) -> list[Spec]:
-    """What is known of the loop variables in every round: a dimension that changes is unknown."""
-    specs = [spec_of(tensor) for tensor in node.inputs]
-    said = node.attrs["output_shapes"]
-    if said:
-        specs = [spec._replace(shape=widen(spec.shape, shape)) for spec, shape in zip(specs, said, strict=True)]
+    """What is known of the loop variables in every round: a dimension that changes is unknown.
+
+    What the attr output_shapes says holds in every round, also where it does not follow from the inputs and the body.
+    """
+    said = node.attrs["output_shapes"] or [None] * len(node.inputs)
+    specs = [_told(spec_of(tensor), shape) for tensor, shape in zip(node.inputs, said, strict=True)]
     while True:
         found = output_shapes(node, node.attrs["body"], specs)
         if found is None:
@@ -68,9 +69,14 @@ def loop_specs(node: Node) -> list[Spec]:
         if len(found) != len(specs):
             raise InvalidGraph(f"its body takes {len(specs)} values and returns {len(found)}.")
         wider = [spec._replace(shape=widen(spec.shape, shape)) for spec, shape in zip(specs, found, strict=True)]
+        wider = [_told(spec, shape) for spec, shape in zip(wider, said, strict=True)]
         if wider == specs:
             return specs
         specs = wider
+
+
+def _told(spec: Spec, said: Shape) -> Spec:
+    return spec._replace(shape=merge(spec.shape, said)) if compatible(spec.shape, said) else spec
 
 
 def _shapes(inputs: Sequence[Tensor], *, node: Node) -> list[Shape]:

@@ -17,6 +17,8 @@ from gradserve.graph.unbroadcast import unbroadcast
 _MASKS = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
 MASK_ATTRS = ", ".join(f"{mask}: int = 0" for mask in _MASKS)
 Index = tuple[Any, ...]
+_PICKED, _SOME = object(), object()
+"""Entries of an index that is not known: one place of an axis, and so many that only a run will tell."""
 
 
 def _index(begin: Any, end: Any, strides: Any, masks: dict[str, int]) -> Index:
@@ -46,9 +48,11 @@ def _sliced_shape(x: Tensor, begin: Tensor, end: Tensor, strides: Tensor, **mask
     if x.shape is None or begin.shape is None or begin.shape[0] is None:
         return None
     first, last, steps = (static.value(entry) for entry in (begin, end, strides))
-    if first is None or last is None or steps is None:
-        return _sliced_rank(len(x.shape), begin.shape[0], masks)
-    index = _index(first, last, steps, masks)
+    index = (
+        _partial_index(begin.shape[0], steps, masks)
+        if first is None or last is None or steps is None
+        else _index(first, last, steps, masks)
+    )
     used = sum(entry is not None and entry is not Ellipsis for entry in index)
     if used > len(x.shape):
         raise InvalidShape(f"{used} axes are sliced, but the shape is {x.shape}.", shape=x.shape)
@@ -64,6 +68,9 @@ def _sliced_shape(x: Tensor, begin: Tensor, end: Tensor, strides: Tensor, **mask
             axis += rest
         elif entry is None:
             result.append(1)
+        elif entry is _PICKED or entry is _SOME:
+            result.extend([None] if entry is _SOME else [])
+            axis += 1
         else:
             size = x.shape[axis]
             axis += 1
@@ -75,18 +82,21 @@ def _sliced_shape(x: Tensor, begin: Tensor, end: Tensor, strides: Tensor, **mask
     return tuple(result)
 
 
-def _sliced_rank(rank: int, count: int, masks: dict[str, int]) -> Shape:
-    """Only the rank is known of a slice whose bounds are not."""
-    inserted = removed = 0
+def _partial_index(count: int, steps: Any, masks: dict[str, int]) -> Index:
+    """The slice where its bounds are not known: some of an axis, one place of it, or all, as the masks say."""
+    index: list[Any] = []
     for k in range(count):
         bit = 1 << k
         if masks["ellipsis_mask"] & bit:
-            continue
-        if masks["new_axis_mask"] & bit:
-            inserted += 1
+            index.append(Ellipsis)
+        elif masks["new_axis_mask"] & bit:
+            index.append(None)
         elif masks["shrink_axis_mask"] & bit:
-            removed += 1
-    return (None,) * (rank + inserted - removed)
+            index.append(_PICKED)
+        else:
+            whole = masks["begin_mask"] & masks["end_mask"] & bit and steps is not None and abs(steps[k]) == 1
+            index.append(slice(None, None, 1) if whole else _SOME)
+    return tuple(index)
 
 
 def _sliced_shape_rule(
