@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import gradserve.client as gs
-from gradserve.errors import InvalidArgument, LimitExceeded, Unsupported
+from gradserve.errors import InvalidArgument, LimitExceeded
 from tests.client.test_calls import either
 
 __all__ = ["either"]
@@ -159,27 +159,25 @@ def test_bad_splits_are_refused_with_what_to_do(client: Any) -> None:
         ask(split=m.split)
     with pytest.raises(InvalidArgument, match="'mean' or 'sum'"):
         ask(shards=2, split=m.split, reduction="max")
-    with pytest.raises(Unsupported, match="without shards"):
-        ask(shards=2, split=m.split, find_nonfinite=True)
     with pytest.raises(InvalidArgument, match="depends on the feeds to split"):
         client.run(m.graph, {m.x: X}, m.scale, shards=2)
     with gs.Graph().as_default() as graph:
         x = gs.placeholder("float32", (None,), "x")
         count = gs.raw.Size(x)
-    with pytest.raises(InvalidArgument, match="Size:0 is int32, and can't be averaged"):
-        client.run(graph, {x: T}, count, shards=2)
-    [total] = client.run(graph, {x: T}, count, shards=4, reduction="sum")
-    assert total == 10
-
-
-def test_a_step_that_reads_what_it_wrote_is_refused(client: Any) -> None:
-    with gs.Graph().as_default() as graph:
-        x = gs.placeholder("float32", (None,), "x")
-        w = gs.Variable(np.float32(1), name="w")
-        with graph.control_dependencies([w.assign_add(1.0)]):
-            y = x * gs.raw.ReadVariableOp(w.handle, dtype="float32")
-    with client.session(graph) as session, pytest.raises(Unsupported, match="changes a variable"):
-        session.run({x: np.ones(4, np.float32)}, y, shards=2)
+        nearest = gs.raw.ArgMax(gs.raw.Square(x), np.int32(0))
+        apart = gs.raw.Cast(gs.sum(x), DstT="int32")
+        loss = gs.mean(x * gs.raw.Cast(apart, DstT="float32"))
+        first = gs.raw.ArgMax(x, np.int32(0), name="first")
+        outer = gs.raw.MatMul(gs.raw.ExpandDims(x, -1), gs.raw.ExpandDims(x, -1), transpose_b=True)
+    values = T.astype(np.float32)
+    [total, place] = client.run(graph, {x: values}, [count, nearest], shards=4)
+    assert (total, place) == (10, np.argmax(values**2))  # both of all examples
+    with pytest.raises(InvalidArgument, match="Cast:0 is int32, and can't be totalled over shards: cast it"):
+        client.run(graph, {x: values * 9}, [apart, loss], shards=2)
+    with pytest.raises(InvalidArgument, match=r"MatMul:0 .* can't be put together: give it a row an example"):
+        client.run(graph, {x: values}, outer, shards=2)
+    with pytest.raises(InvalidArgument, match=r"Nothing of it can run in shards: first .* must see all examples"):
+        client.run(graph, {x: values}, first, shards=2)
 
 
 def test_the_plan_of_a_shard_can_be_seen(client: Any) -> None:
@@ -189,3 +187,136 @@ def test_the_plan_of_a_shard_can_be_seen(client: Any) -> None:
     part = client.explain(m.graph, feeds, ys=m.mean, xs=m.w, shards=5, split=m.split)
     assert 0 < part.flops < whole.flops
     assert "one of 5 shards; 4 sums" in part.notes[-1]
+
+
+def test_extremes_and_places_are_those_of_the_whole_batch(client: Any) -> None:
+    m = Model()
+    with m.graph.as_default():
+        raw = gs.raw
+        first, places = np.array([0], np.int32), raw.Unique.outputs(raw.Cast(m.x[:, 0] * 2.0, DstT="int32"))[0]
+        wanted = [
+            raw.Max(m.errors, first), raw.Min(m.errors * 2.0, first), raw.All(raw.Less(m.errors, 1.0), first),
+            raw.ArgMin(m.errors, np.int32(0)), places, m.errors[0], m.x[2:4], gs.sqrt(m.mean), raw.Shape(m.errors),
+            raw.HistogramSummary("errors", m.errors), raw.TopKV2.outputs(raw.Tanh(m.x), 2)[0],
+        ]  # fmt: skip
+    whole = client.run(m.graph, m.feeds, wanted)
+    for reduction in ("mean", "sum"):
+        parts = client.run(m.graph, m.feeds, wanted, shards=4, split=m.split, reduction=reduction)
+        for mine, theirs in zip(parts, whole, strict=True):
+            if mine.dtype == object:
+                assert mine == theirs
+            else:
+                np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+
+
+def test_sums_and_means_are_told_apart_whatever_the_loss_is(client: Any) -> None:
+    m = Model()
+    with m.graph.as_default():
+        penalised = m.total + 0.5 * gs.sum(m.w * m.w)
+        masked = gs.sum(m.errors * m.t) / gs.sum(m.t)
+    wanted = [m.mean, m.total, penalised, masked]
+    whole = client.compute_gradients(m.graph, [m.mean, penalised], [m.w, m.x], m.feeds, fetches=wanted)
+    for reduction in ("mean", "sum"):
+        parts = client.compute_gradients(
+            m.graph, [m.mean, penalised], [m.w, m.x], m.feeds, fetches=wanted, shards=3, split=m.split,
+            reduction=reduction,
+        )  # fmt: skip
+        for mine, theirs in zip([*parts, *parts.fetches], [*whole, *whole.fetches], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+
+
+def test_rows_of_another_dimension_come_back_along_it(client: Any) -> None:
+    with gs.Graph().as_default() as graph:
+        x = gs.placeholder("float64", (None, None, 3), "x")  # examples, times, features
+        last = gs.transpose(x, (1, 2, 0)) * 2.0
+        ages = gs.mean(x, 0)  # of an open length, and no row an example
+        loss = gs.mean(gs.square(ages))
+    values = DRAW.normal(size=(10, 4, 3))
+    for fetches in ([last], [ages, loss]):
+        whole, parts = (client.run(graph, {x: values}, fetches, **how) for how in ({}, {"shards": 3}))
+        for mine, theirs in zip(parts, whole, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+
+
+def test_a_placeholder_of_unknown_rank_has_that_of_its_feed(client: Any) -> None:
+    with gs.Graph().as_default() as graph:
+        x = gs.placeholder("float64", None, "x")
+        w = gs.placeholder("float64", None, "w")
+        h = gs.raw.MatMul(gs.raw.Reshape(x, gs.raw.Pack([gs.raw.Shape(x)[0], -1])), w)
+        loss = gs.raw.Mean(gs.square(h), gs.raw.Range(0, gs.raw.Rank(h), 1))
+    feeds = {x: X, w: DRAW.normal(size=(3, 2))}
+    whole = client.compute_gradients(graph, loss, [w, x], feeds, return_ys=True, fetches=h)
+    parts = client.compute_gradients(graph, loss, [w, x], feeds, return_ys=True, fetches=h, shards=4, split=x)
+    for mine, theirs in zip([*parts, *parts.ys, *parts.fetches], [*whole, *whole.ys, *whole.fetches], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_a_sparse_gradient_of_rows_has_places_in_the_whole(client: Any, unique: bool) -> None:
+    with gs.Graph().as_default() as graph:
+        x = gs.placeholder("float64", (None, 3), "x")
+        rows = gs.tanh(x)
+        picked = gs.take(rows, np.array([1, 0, 1], np.int32)), gs.take(rows, np.array([0], np.int32))
+        loss = gs.sum(picked[0] * 2.0) + gs.sum(gs.square(picked[1]))
+    for shards in (2, 4):
+        [dx] = client.compute_gradients(
+            graph, loss, rows, {x: X}, shards=shards, reduction="sum", deduplicate_slices=unique
+        )
+        assert isinstance(dx, gs.IndexedSlices)
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in np.array_split(X, shards)])[:-1]])
+        expected = np.zeros((10, 3))
+        for start in starts:  # the rows that each shard picks
+            expected[start] += 2 + 2 * np.tanh(X[start])
+            expected[start + 1] += 4
+        np.testing.assert_allclose(gs.dense(dx), expected, rtol=1e-12)
+        np.testing.assert_array_equal(dx.dense_shape, [10, 3])
+        assert len(dx.indices) == shards * (2 if unique else 4)
+
+
+def test_a_sparse_seed_of_rows_goes_to_the_shards_that_have_them(client: Any) -> None:
+    m = Model()
+    values, indices = DRAW.normal(size=4), np.array([9, 0, 3, 9], np.int64)
+    seed = gs.IndexedSlices(values, indices, np.array([10], np.int64))
+    dense = np.zeros(10)
+    np.add.at(dense, indices, values)
+    [whole] = client.compute_gradients(m.graph, m.errors, m.w, m.feeds, grad_ys=seed)
+    for shards in (1, 3, 10):  # of ten shards most have no row of it
+        [parts] = client.compute_gradients(
+            m.graph, m.errors, m.w, m.feeds, grad_ys=seed, shards=shards, split=m.split, reduction="sum"
+        )
+        np.testing.assert_allclose(parts, whole, rtol=1e-12)
+    [expected] = client.compute_gradients(m.graph, m.errors, m.w, m.feeds, grad_ys=dense)
+    np.testing.assert_allclose(whole, expected, rtol=1e-12)
+    for bad, message in (
+        (np.array([9, 0, 3, 10]), "indices from 0 to 10, and there are 10 rows"),
+        (indices[:3], "can't be split"),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            client.compute_gradients(
+                m.graph, m.errors, m.w, m.feeds, grad_ys=gs.IndexedSlices(values, bad, np.array([10])), shards=3,
+                split=m.split,
+            )  # fmt: skip
+
+
+def test_the_first_op_that_goes_wrong_is_named_with_its_shard(client: Any) -> None:
+    m = Model()
+    with m.graph.as_default():
+        loss = gs.mean(gs.log(m.t)) + gs.sum(m.w)
+        overflow = gs.exp(gs.sum(gs.square(m.w)) * gs.mean(gs.square(m.t)) * 0.0 + 800.0)
+    t = np.abs(T) + 0.1
+    t[5:] = [1, -2, 3, np.nan, 4]  # in shards of 3, 3, 2, 2
+    options: dict[str, Any] = {"find_nonfinite": True, "shards": 4, "split": [m.x, m.t]}
+    found = client.compute_gradients(m.graph, loss, m.w, m.feeds | {m.t: t}, **options).nonfinite
+    assert (found.op, found.shard) == ("Log", 2)
+    assert (found.inputs[0].least, found.inputs[0].greatest) == (-2, 3)
+    assert "in shard 2" in str(found)
+    fed = client.compute_gradients(m.graph, loss, m.w, m.feeds | {m.t: np.where(np.isnan(t), np.nan, 1)}, **options)
+    assert (fed.nonfinite.node, fed.nonfinite.shard) == ("t", 3)
+    late = client.compute_gradients(m.graph, overflow, m.w, m.feeds, **options).nonfinite
+    assert (late.op, late.shard) == ("Exp", None)
+    huge = m.feeds | {m.t: np.full(10, 1e200)}
+    with m.graph.as_default():
+        total = gs.sum(m.t * 2e107)
+    summed = client.compute_gradients(m.graph, total, m.t, huge, fetches=gs.sqrt(total), **options).nonfinite
+    assert (summed.node, summed.shard) == (total.node.name, None)  # every part of it is finite
+    assert client.compute_gradients(m.graph, m.mean, m.w, m.feeds, **options).nonfinite is None

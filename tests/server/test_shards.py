@@ -17,7 +17,8 @@ from gradserve.graph.op import raw
 from gradserve.server.fleet.base import Submission, Ticket
 from gradserve.server.runtime import Runtime
 from gradserve.server.schedule import Scheduler, Submit
-from gradserve.server.shards import Cutter, Reduction, Role, Sharded, Sharding, bounds
+from gradserve.server.sharding import Reduction, Sharding, bounds
+from gradserve.server.shards import Kind, Sharded, Wanted, cut
 from tests.server.build import plan, zigzag
 from tests.server.fleet_fixture import held, running
 
@@ -51,13 +52,13 @@ def slow(shards: int) -> tuple[Sharded, dict[str, Any]]:
         loss = raw.Mean(y, np.arange(3, dtype=np.int32))
     [dw] = gradients(loss, w)
     assert isinstance(dw, Tensor)
-    cutter = Cutter(graph, Sharding(shards, ("x:0",), Reduction.MEAN), ["x:0", "w:0"])
+    fed = {name: graph.tensor(name) for name in ("x:0", "w:0")}
     draw = np.random.default_rng(5)
     feeds = {
         "x:0": draw.normal(size=(16, 300, 300)).astype(np.float32),
         "w:0": draw.normal(size=(300, 300)).astype(np.float32) / 20,
     }
-    return cutter.cut([(dw.name, Role.TOTAL), (loss.name, None)], []), feeds
+    return cut(graph, Sharding(shards, ("x:0",), Reduction.MEAN), fed, [Wanted(dw, Kind.GRADIENT), Wanted(loss)]), feeds
 
 
 def test_a_killed_worker_costs_its_own_shards_only(fleet: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +102,7 @@ def test_nothing_is_left_behind_when_a_shard_fails(fleet: str) -> None:
         x = raw.Placeholder(dtype=dtypes.float32, shape=(None, None), name="x")
         bad = raw.Reshape(x, np.array([4, 30000], np.int32))
         y = raw.Mean(bad, np.array([0, 1], np.int32))
-    cutter = Cutter(graph, Sharding(3, ("x:0",), Reduction.MEAN), ["x:0"])
-    sharded = cutter.cut([(y.name, None)], [])
+    sharded = cut(graph, Sharding(3, ("x:0",), Reduction.MEAN), {"x:0": x}, [Wanted(y)])
 
     async def scenario() -> None:
         async with running(fleet=fleet) as runtime:

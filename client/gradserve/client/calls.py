@@ -112,10 +112,11 @@ def run(
         fetches: tensors or names, one or a list.
         targets: nodes or names to run for their effect.
         shards: cut the batch into so many parts and run the graph on each, over all workers. What depends on the
-            batch is put together: rows of an open first dimension are concatenated, everything else is totalled.
-            Nodes that change variables run once, on the totals.
+            batch is put together: rows are concatenated, sums added up, means averaged. What is computed of these
+            alone runs once, and so does what changes variables.
         split: the feeds that have a row an example, one or a list; None for all feeds.
-        reduction: what the loss is over its examples, "mean" (each shard counts by its part of them) or "sum".
+        reduction: "mean" (each shard counts by its part of the examples) or "sum", for what the graph does not tell to
+            be the one or the other.
         memory_budget: the most bytes that the step's tensors may take at once, by the server's estimate (with shards,
             those of one shard). What does not fit is not stored for the backward pass but computed again, which
             changes no bit of the results. 0 for no bound.
@@ -182,8 +183,8 @@ def compute_gradients(
         name, colocate_gradients_with_ops, gate_gradients, aggregation_method, stop_gradients,
         unconnected_gradients, deduplicate_slices: as of `gradserve.autodiff.gradients`.
         return_ys: the values of the ys come too, as `result.ys`.
-        find_nonfinite: `result.nonfinite` names the first op that made a NaN or an infinity; for debugging, it costs
-            several ops a tensor.
+        find_nonfinite: `result.nonfinite` names the first op that made a NaN or an infinity, and the shard that it ran
+            in; for debugging, it costs several ops a tensor.
 
     Raises:
         NoGradient (a LookupError): an op between x and y has no gradient.

@@ -393,7 +393,8 @@ def _culprit(response: wire.ComputeGradientsResponse) -> NonFinite | None:
         tuple(Range(each.tensor, each.nan_count, each.infinity_count, each.least, each.greatest) for each in ranges)
         for ranges in (found.inputs, found.outputs)
     )
-    return NonFinite(found.node, found.op, found.forward_node, given, made)
+    shard = found.shard if found.HasField("shard") else None
+    return NonFinite(found.node, found.op, found.forward_node, given, made, shard)
 
 
 def specs(graph: Any, feeds: Mapping[Any, Any] | None) -> list[wire.TensorSpec]:

@@ -70,6 +70,8 @@ class NonFinite:
         node, op: its name and op type.
         forward_node: the forward node that it serves, "" where it is one itself.
         inputs, outputs: what it was given, and what it made of it.
+        shard: the one that it ran in, the lowest where a node did so; None without shards, and for what ran once after
+            them: a node of theirs is then one whose total over the shards is not finite.
     """
 
     node: str
@@ -77,9 +79,11 @@ class NonFinite:
     forward_node: str
     inputs: tuple[Range, ...]
     outputs: tuple[Range, ...]
+    shard: int | None = None
 
     def __str__(self) -> str:
         place = f", in the gradient of {self.forward_node}" if self.forward_node else ""
+        place += f", in shard {self.shard}" if self.shard is not None else ""
         given, made = ("; ".join(map(str, ranges)) for ranges in (self.inputs, self.outputs))
         return f"{self.node} ({self.op}{place}) made {made} of {given or 'no floating input'}"
 

@@ -105,7 +105,7 @@ def sharding_options(command: F) -> F:
         click.option("--split", multiple=True, callback=names, metavar="NAME,…",
                      help="The feeds that have a row an example.  [default: all feeds]"),
         click.option("--reduction", type=click.Choice(list(REDUCTIONS)), default="mean", show_default=True,
-                     help="What the loss is over its examples: how the parts' gradients come together."),
+                     help="How the parts come together of what the graph does not tell to be a sum or a mean."),
         click.option("--memory-budget", type=click.IntRange(0), default=0, metavar="BYTES",
                      help="Compute again what would take more memory at once, in place of storing it."),
     ]  # fmt: skip

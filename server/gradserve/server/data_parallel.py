@@ -24,8 +24,10 @@ from gradserve.server.dispatch import Dispatcher, Held
 from gradserve.server.draft import StepOptions
 from gradserve.server.fleet.base import Array, Fleet, Value
 from gradserve.server.plan import Plan
-from gradserve.server.shards import WEIGHT, Role, Sharded, bounds, check_feeds, known_shape, sum_graph
+from gradserve.server.sharding import bounds, check_feeds, check_slices, piece
+from gradserve.server.shards import Part, Role, Sharded, known_shape, sum_graph
 from gradserve.server.variables import Variables
+from gradserve.server.weights import WEIGHT
 
 Signature = tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
 # key, graph, feeds, fetches, targets, options
@@ -88,10 +90,9 @@ class _ShardedStep:
         self.variables = variables
         sharding = self.sharded.sharding
         self.shards = sharding.shards
-        split = [(name, request.feeds[name]) for name in sharding.feeds]
-        self.examples = check_feeds(sharding, [(name, array.shape) for name, array in split])
+        self.examples = check_feeds(sharding, [(name, request.feeds[name].shape) for name in sharding.feeds])
+        check_slices(sharding, request.feeds, self.examples)
         self.bounds = bounds(self.examples, self.shards)
-        self.split = dict(split)
         self.owned: dict[int, list[Value]] = {}
         count = len(fleet.workers())
         present = fleet.present
@@ -103,27 +104,24 @@ class _ShardedStep:
 
     async def run(self) -> list[Array]:
         """Both halves, and the results in the order of the request."""
-        whole = {name: array for name, array in self.request.feeds.items() if name not in self.split}
-        common = dict(zip(whole, self.own(self.dispatcher.put(list(whole.values()))), strict=True))
-        self.whole = {name: (array.dtype, array.shape, common[name]) for name, array in whole.items()}
-        totals = await self._reduce(0, self.shards)
-        rows: dict[int, Array] = {}
-        for k, part in enumerate(self.sharded.parts):
+        split = self.sharded.sharding.split
+        whole = {name: array for name, array in self.request.feeds.items() if name not in split}
+        common = self.own(self.dispatcher.put(list(whole.values())))
+        self.whole = {name: (array, value) for (name, array), value in zip(whole.items(), common, strict=True)}
+        totals = dict(zip(self.totals, await self._reduce(0, self.shards), strict=True))
+        joined: dict[int, Array] = {}
+        for at, part in enumerate(self.sharded.parts):
             if part.role is not Role.TOTAL:
-                rows[k] = await self._collect(k)
-        for pair in self.sharded.unique:
-            values_at, indices_at = (self.sharded.results[result][1] for result in pair)
-            rows[values_at], rows[indices_at] = await asyncio.to_thread(_unique, rows[values_at], rows[indices_at])
-        values = dict(zip(self.totals, totals, strict=True))
+                joined[at] = await self._join(at, part)
         # Nothing is awaited after this: a step that has changed variables must give its answer.
-        held = await self._once(values, rows)
+        held = await self._once(totals, joined)
         self.variables.replace({}, self.positions)
         results: list[Array] = []
         for in_shards, at in self.sharded.results:
             if not in_shards:
-                results.append(self.fleet.get(held[at]))
+                results.append(held[at])
             else:
-                results.append(rows[at] if at in rows else self.fleet.get(values[at]))
+                results.append(joined[at] if at in joined else self.fleet.get(totals[at]))
         return results
 
     # Values
@@ -174,23 +172,28 @@ class _ShardedStep:
     async def _shard(self, shard: int) -> list[Value]:
         async with self.gates[self.owners[shard]]:
             start, end = self.bounds[shard], self.bounds[shard + 1]
-            feeds: dict[str, Array] = {name: array[start:end] for name, array in self.split.items()}
+            each, sharding = self.sharded.each, self.sharded.sharding
+            arrays = piece(sharding, self.request.feeds, start, end)
+            own = dict(zip(arrays, self.own(self.dispatcher.put(list(arrays.values()))), strict=True))
+            fed = {name: (arrays[feed], own[feed]) if feed in own else self.whole[feed] for feed, name in each.feeds}
             if self.sharded.weighted:
-                feeds[WEIGHT] = np.array((end - start) / self.examples)
-            own = self.own(self.dispatcher.put(list(feeds.values())))
-            signature = tuple((name, array.dtype, array.shape) for name, array in feeds.items())
-            signature += tuple((name, dtype, shape) for name, (dtype, shape, _) in self.whole.items())
+                weight = np.array((end - start) / self.examples)
+                [own[WEIGHT]] = self.own(self.dispatcher.put([weight]))
+                fed[WEIGHT] = weight, own[WEIGHT]
+            signature = tuple((name, array.dtype, array.shape) for name, (array, _) in fed.items())
             plan = await self.plan(
-                shard_key(self.request.key), self.sharded.graph, signature,
-                tuple(part.name for part in self.sharded.parts), self.sharded.shard_targets,
+                shard_key(self.request.key), each.graph, signature, each.fetches, each.targets,
                 replace(self.request.options, one_worker=True),
             )  # fmt: skip
-            values = [*own, *(value for _, _, value in self.whole.values())]
-            before = {name: self.variables.draws.get(name, 0) + shard * _STRIDE for name in self.sharded.draws}
+            values = [value for _, value in fed.values()]
+            before = {
+                name: self.variables.draws.get(name, 0) + shard * _STRIDE * apart
+                for name, apart in self.sharded.draws
+            }  # fmt: skip
             held = await self._hold(plan, values, wish=self.owners[shard], draws=before)
-            self.drop(own)
-        for name, position in held.draws.items():
-            after = position - shard * _STRIDE
+            self.drop(list(own.values()))
+        for name, apart in self.sharded.draws:
+            after = held.draws.get(name, before[name]) - shard * _STRIDE * apart
             self.positions[name] = max(self.positions.get(name, 0), after)
         rest = (k for k in range(len(held.values)) if k not in self.totals)
         self.pieces[shard] = {k: held.values[k] for k in rest}
@@ -209,46 +212,50 @@ class _ShardedStep:
         shape = known_shape(part.shape)
         return part.dtype, self.fleet.get(value).shape if shape is None else shape
 
-    async def _collect(self, at: int) -> Array:
-        """A part that is not summed: the rows of all shards, or what the first one has."""
+    async def _join(self, at: int, part: Part) -> Array:
+        """A part that is not summed by the tree: what it is of all shards."""
         arrays = [self.fleet.get(pieces[at]) for pieces in self.pieces]
-        if self.sharded.parts[at].role is Role.FIRST:
-            return arrays[0]
-        name = self.sharded.parts[at].stands_for
-        if any(array.ndim == 0 or array.shape[1:] != arrays[0].shape[1:] for array in arrays):
-            raise InvalidArgument(
-                f"{name} has the shapes {', '.join(str(array.shape) for array in arrays)} in the shards, and can't be "
-                "put together: give it a fixed shape, or a row an example.",
-                tensor=name,
-            )
-        return await asyncio.to_thread(np.concatenate, arrays)
+        match part.role:
+            case Role.ROWS:
+                return await asyncio.to_thread(_concatenated, part, arrays)
+            case Role.PLACES:
+                rows = [int(self.fleet.get(pieces[part.whole])[0]) for pieces in self.pieces]
+                starts = np.cumsum([0, *rows[:-1]], dtype=part.dtype)
+                return np.concatenate([array + start for array, start in zip(arrays, starts, strict=True)])
+            case Role.SIZES:
+                return _sizes(part, arrays)
+            case Role.EACH:
+                return np.stack(arrays)
+            case Role.TOTAL:
+                raise AssertionError(part)
 
     # What runs once
 
-    async def _once(self, totals: Mapping[int, Value], rows: Mapping[int, Array]) -> list[Value]:
-        """The half that runs once, with the totals in place of what the shards computed."""
-        sharded = self.sharded
-        if not sharded.fetches and not sharded.targets:
+    async def _once(self, totals: Mapping[int, Value], joined: Mapping[int, Array]) -> list[Array]:
+        """The results of the half that runs once, with what the shards computed put together."""
+        once = self.sharded.once
+        if not once.fetches and not once.targets:
             return []
-        names: list[tuple[str, np.dtype, tuple[int, ...]]] = []
-        values: list[Value] = []
-        for at in sharded.given:
-            part = sharded.parts[at]
-            if at in rows:
-                values += self.own(self.dispatcher.put([rows[at]]))
-                names.append((part.stands_for, part.dtype, rows[at].shape))
+        fed: list[tuple[str, np.dtype, tuple[int, ...], Value]] = []
+        for feed, name in once.feeds:
+            array, value = self.whole[feed] if feed in self.whole else self._put(self.request.feeds[feed])
+            fed.append((name, array.dtype, array.shape, value))
+        for at, name in self.sharded.given:
+            if at in joined:
+                array, value = self._put(joined[at])
+                fed.append((name, array.dtype, array.shape, value))
             else:
-                values.append(totals[at])
-                names.append((part.stands_for, *self._shape(at, totals[at])))
-        for name, (dtype, shape, value) in self.whole.items():
-            names.append((name, dtype, shape))
-            values.append(value)
+                fed.append((name, *self._shape(at, totals[at]), totals[at]))
         plan = await self.plan(
-            (self.request.key, "once"), sharded.graph, tuple(names), sharded.fetches, sharded.targets,
-            self.request.options,
+            (self.request.key, "once"), once.graph, tuple((name, dtype, shape) for name, dtype, shape, _ in fed),
+            once.fetches, once.targets, self.request.options,
         )  # fmt: skip
-        held = await self.dispatcher.hold(plan, values, self.variables)
-        return list(self.own(held.values))
+        held = await self.dispatcher.hold(plan, [value for *_, value in fed], self.variables)
+        return [self.fleet.get(value) for value in self.own(held.values)]
+
+    def _put(self, array: Array) -> tuple[Array, Value]:
+        [value] = self.own(self.dispatcher.put([array]))
+        return array, value
 
 
 async def together(*running: Coroutine[Any, Any, T]) -> list[T]:
@@ -263,9 +270,26 @@ async def together(*running: Coroutine[Any, Any, T]) -> list[T]:
         raise
 
 
-def _unique(values: Array, indices: Array) -> tuple[Array, Array]:
-    """Every index once, in rising order; rows of the same index are added in their order."""
-    found, position = np.unique(indices, return_inverse=True)
-    total = np.zeros((len(found), *values.shape[1:]), values.dtype)
-    np.add.at(total, position.reshape(-1), values)
-    return total, found
+def _concatenated(part: Part, arrays: Sequence[Array]) -> Array:
+    """The rows of all shards. Raises InvalidArgument where they don't fit."""
+    others = {array.shape[: part.axis] + array.shape[part.axis + 1 :] for array in arrays}
+    if len(others) > 1 or any(array.ndim <= part.axis for array in arrays):
+        raise InvalidArgument(
+            f"{part.stands_for} has the shapes {', '.join(str(array.shape) for array in arrays)} in the shards, and "
+            "can't be put together: give it a fixed shape, or a row an example.",
+            tensor=part.stands_for,
+        )
+    return np.concatenate(arrays, part.axis)
+
+
+def _sizes(part: Part, arrays: Sequence[Array]) -> Array:
+    """Sizes of the whole: sums of those that count examples. Raises InvalidArgument where others differ."""
+    stacked = np.stack(arrays)
+    added = np.array(part.added).reshape(stacked.shape[1:])
+    if np.any((stacked != stacked[0]) & ~added):
+        raise InvalidArgument(
+            f"{part.stands_for} is {', '.join(str(array.tolist()) for array in arrays)} in the shards, and can't be "
+            "totalled: cast it to a float, give it a row an example, or ask without shards.",
+            tensor=part.stands_for,
+        )
+    return np.where(added, stacked.sum(0, dtype=stacked.dtype), stacked[0])

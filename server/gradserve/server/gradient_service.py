@@ -31,7 +31,7 @@ from gradserve.server.limits import Limits
 from gradserve.server.prepare import Prepared, prepare_gradients, prepare_run, sharding_of
 from gradserve.server.runtime import PlanReport, Runtime, StepOptions
 from gradserve.server.sessions import Session, Sessions, Turn
-from gradserve.server.shards import Sharding
+from gradserve.server.sharding import Sharding
 from gradserve.server.telemetry import Telemetry
 from gradserve.server.tensor_store import TensorStore
 from gradserve.server.values import INLINE_BYTES, Array, Encoder, canonical, decode_feeds
@@ -55,6 +55,19 @@ def _known_shape(feed: wire.TensorSpec) -> tuple[int, ...]:
             f"The shape of {feed.name} must be known to make a plan: give every dimension.", tensor=feed.name
         )
     return tuple(size or 0 for size in shape)
+
+
+def _shapes(feeds: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in feeds.items()}
+
+
+def _culprit(prepared: Prepared, results: Sequence[Array]) -> wire.NonFinite | None:
+    """The first node that made a NaN or an infinity, where it was asked for and there is one."""
+    if prepared.sharded is not None and prepared.sharded.watches is not None:
+        return nonfinite.find_in_shards(prepared.sharded.watches, *results[-2:])
+    if prepared.watch is not None:
+        return nonfinite.find(prepared.watch, results[prepared.fetches.index(prepared.watch.summary)])
+    return None
 
 
 def explanation(report: PlanReport, workers: Sequence[str]) -> wire.ExplainPlanResponse:
@@ -246,7 +259,7 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
         version, session = await self._source(request.source)
         feeds = decode_feeds(request.feeds, self.tensors)
         encoder = Encoder(self.tensors, request.options.result_block)
-        prepared = await self._prepare_run(version, request, sharding_of(request.options, feeds, self.limits))
+        prepared = await self._prepare_run(version, request, sharding_of(request.options, _shapes(feeds), self.limits))
         async with self._turn(session, request.request_id) as turn:
             if turn.known is not None:
                 return wire.RunResponse.FromString(turn.known)
@@ -269,7 +282,7 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
         seeds = split_seeds(request.gradients, self.tensors)
         feeds = decode_feeds(request.feeds, self.tensors)
         encoder = Encoder(self.tensors, request.options.result_block)
-        sharding = sharding_of(request.options, feeds, self.limits)
+        sharding = sharding_of(request.options, _shapes(feeds), self.limits)
         prepared = await self._prepare_gradients(version, request, seeds, sharding)
         for k, array in enumerate(seeds.arrays):
             feeds[seed_name(k)] = array
@@ -298,12 +311,9 @@ class GradientService(gradient_service_pb2_grpc.GradientServiceServicer):
                 gradient.none.CopyFrom(entry)
         await self._encode(response.ys, prepared.ys, prepared, results, encoder)
         await self._encode(response.fetches, prepared.extra, prepared, results, encoder)
-        if prepared.watch is not None:
-            values = dict(zip(prepared.fetches, results, strict=True))
-            summaries = {tensor: values[name] for tensor, name in prepared.watch.summaries.items()}
-            culprit = nonfinite.find(prepared.watch, summaries)
-            if culprit is not None:
-                response.nonfinite.CopyFrom(culprit)
+        culprit = _culprit(prepared, results)
+        if culprit is not None:
+            response.nonfinite.CopyFrom(culprit)
         return response
 
     async def _prepare_run(

@@ -16,12 +16,14 @@ import sqlite3
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gradserve.errors import AlreadyExists, FailedPrecondition, InvalidArgument, InvalidGraph, NotFound
 from gradserve.graph import codec
 from gradserve.graph.graph import Graph
+from gradserve.graph.shapes import Shape, compatible, merge
 from gradserve.server.limits import Limits
 from gradserve.v1 import gradient_service_pb2 as wire
 from gradserve.v1 import graph_pb2
@@ -41,6 +43,7 @@ CREATE INDEX IF NOT EXISTS newest ON graphs (created DESC, name);
 """
 COLUMNS = "name, version, digest, node_count, size_bytes, created, updated"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+PLACEHOLDERS = frozenset(("Placeholder", "PlaceholderV2", "PlaceholderWithDefault"))
 DEFAULT_PAGE = 50
 LARGEST_PAGE = 1000
 
@@ -98,9 +101,17 @@ class GraphVersion:
         """The graph, to read."""
         return self._graph
 
-    def copy(self) -> Graph:
-        """A graph of its own, to extend."""
-        return codec.graph_from_message(codec.read_graph(self.data))
+    def copy(self, shapes: Iterable[tuple[str, Shape]] = ()) -> Graph:
+        """A graph of its own, to extend; `shapes` say more of its placeholders, where they do not contradict."""
+        message = codec.read_graph(self.data)
+        said = dict(shapes)
+        for node in message.node if said else ():
+            shape = said.get(f"{node.name}:0")
+            if shape is not None and node.op in PLACEHOLDERS:
+                known = codec.shape_from_message(node.attr["shape"].shape) if "shape" in node.attr else None
+                if compatible(known, shape):
+                    node.attr["shape"].shape.CopyFrom(codec.shape_to_message(merge(known, shape)))
+        return codec.graph_from_message(message)
 
 
 def extend(data: bytes, addition: bytes) -> bytes:

@@ -2,12 +2,12 @@
 
 A summary is four numbers, computed by ops of the graph beside the tensor, so nothing but them crosses workers or
 stays in memory. The culprit is the first node, in the order in which nodes run, that gives a NaN or an infinity and
-was given none.
+was given none; of a request in shards, that of the first shard that has one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +32,11 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """The watched nodes in the order in which they run, and the summary of each tensor, to be fetched."""
+    """The watched nodes in the order in which they run, and the tensor that holds the summaries, one row a tensor."""
 
     nodes: tuple[Watched, ...]
-    summaries: dict[str, str]
+    tensors: tuple[str, ...]
+    summary: str
 
 
 def watch(graph: Graph, roots: Sequence[str], fed: Sequence[str]) -> Watch:
@@ -43,13 +44,13 @@ def watch(graph: Graph, roots: Sequence[str], fed: Sequence[str]) -> Watch:
     given = [graph.tensor(name) for name in fed]
     order = needed([graph.tensor(name) for name in roots], (), frozenset(given))
     known = {node.name for node in graph.nodes}
-    summaries: dict[str, str] = {}
+    summaries: dict[str, Tensor] = {}
     nodes: list[Watched] = []
 
     def add(node: Node, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
         with graph.device(node.device):
             for tensor in _floating(outputs):
-                summaries[tensor.name] = _summary(tensor).name
+                summaries[tensor.name] = _summary(tensor)
         names = [tuple(tensor.name for tensor in side if tensor.name in summaries) for side in (inputs, outputs)]
         nodes.append(Watched(node.name, node.type, _serves(node, known), *names))
 
@@ -58,11 +59,25 @@ def watch(graph: Graph, roots: Sequence[str], fed: Sequence[str]) -> Watch:
             add(tensor.node, (), (tensor,))
         for node in order:
             add(node, node.inputs, [tensor for tensor in node.outputs if tensor.name not in summaries])
-    return Watch(tuple(nodes), summaries)
+        # With one more row there is something to pack where nothing is watched.
+        rows = [*summaries.values(), raw.ZerosLike(np.zeros(4))]
+        summary = raw.Pack(rows, name="all")
+    return Watch(tuple(nodes), tuple(summaries), summary.name)
 
 
-def find(watch: Watch, summaries: Mapping[str, Array]) -> wire.NonFinite | None:
-    """The first node that made a NaN or an infinity, or None where there is none; `summaries` by tensor."""
+def find_in_shards(watches: tuple[Watch, Watch], in_shards: Array, once: Array) -> wire.NonFinite | None:
+    """As `find`, in the lowest shard first and at last in what ran once; `in_shards` has the rows of each shard."""
+    for shard, rows in enumerate(in_shards):
+        found = find(watches[0], rows)
+        if found is not None:
+            found.shard = shard
+            return found
+    return find(watches[1], once)
+
+
+def find(watch: Watch, rows: Array) -> wire.NonFinite | None:
+    """The first node that made a NaN or an infinity, or None where there is none, from the rows of the summary."""
+    summaries = dict(zip(watch.tensors, rows, strict=False))
     for watched in watch.nodes:
         if any(_is_bad(summaries[name]) for name in watched.outputs) and not any(
             _is_bad(summaries[name]) for name in watched.inputs

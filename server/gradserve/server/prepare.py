@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from gradserve.errors import InvalidArgument, Unsupported
+from gradserve.errors import InvalidArgument
 from gradserve.graph.dtypes import DType
-from gradserve.graph.graph import Graph, IndexedSlices, Tensor
+from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor
+from gradserve.graph.inline import inline
+from gradserve.graph.shapes import Shape
 from gradserve.server import nonfinite
+from gradserve.server.batch_axes import views
 from gradserve.server.differentiate import (
     PARTS,
     as_placeholder,
@@ -19,9 +23,11 @@ from gradserve.server.differentiate import (
 )
 from gradserve.server.graphs import GraphVersion
 from gradserve.server.limits import Limits
-from gradserve.server.shards import Cutter, Reduction, Role, Sharded, Sharding, dependents, has_rows
+from gradserve.server.sharding import Reduction, Sharding, Slices, bounds
+from gradserve.server.shards import Kind, Sharded, Wanted, cut
 from gradserve.server.values import Array, canonical
 from gradserve.v1 import gradient_service_pb2 as wire
+from gradserve.workers.segment import needed
 
 REDUCTIONS = {
     wire.REDUCTION_UNSPECIFIED: Reduction.MEAN,
@@ -43,7 +49,7 @@ class Prepared:
             or why there is none.
         ys, extra: names as the request gave them, and positions among the fetches.
         targets: nodes to run.
-        watch: which summaries tell of NaN and infinities, if they are asked for.
+        watch: which nodes the last fetch tells of, where NaN and infinities are looked for without shards.
         sharded: how it is cut, if it runs in shards.
     """
 
@@ -104,12 +110,11 @@ def prepare_run(
     key: Hashable, version: GraphVersion, request: wire.RunRequest, sharding: Sharding | None = None
 ) -> Prepared:
     """Checks the names of a plain run, and cuts it. Raises NotFound, InvalidArgument, Unsupported."""
-    graph = version.graph() if sharding is None else version.copy()
+    graph = version.graph() if sharding is None else version.copy(sharding.shapes)
     prepared = _finish(key, graph, (), _Fetches(graph), (), request.fetches, request.targets)
     if sharding is None:
         return prepared
-    cutter = Cutter(graph, sharding, [feed.name for feed in request.feeds])
-    return replace(prepared, sharded=cutter.cut([(name, None) for name in prepared.fetches], prepared.targets))
+    return replace(prepared, sharded=_cut(prepared, sharding, [feed.name for feed in request.feeds]))
 
 
 def prepare_gradients(
@@ -120,12 +125,12 @@ def prepare_gradients(
     sharding: Sharding | None = None,
 ) -> Prepared:
     """Adds the gradients to a copy of the graph, and cuts it. Raises the errors of `gradients` and of cutting."""
-    graph = version.copy()
+    graph = version.copy() if sharding is None else version.copy(sharding.shapes)
     fed = [feed.name for feed in request.feeds]
-    rows = set() if sharding is None else _seeds_with_rows(graph, request.gradients, sharding, fed)
+    seeds = _Seeds() if sharding is None else _seeds_with_rows(graph, request.gradients, sharding, fed)
 
     def make(graph: Graph, k: int, array: Array) -> Tensor:
-        return (as_rows if k in rows else as_placeholder)(graph, k, array)
+        return (as_rows if k in seeds.rows else as_placeholder)(graph, k, array)
 
     entries = differentiate(graph, request.gradients, arrays, make)
     found = _Fetches(graph)
@@ -141,22 +146,25 @@ def prepare_gradients(
     ys = request.gradients.ys if request.return_ys else ()
     fed += [seed_name(k) for k in range(len(arrays))]
     watch = None
-    if request.options.find_nonfinite:
+    if request.options.find_nonfinite and sharding is None:
         watch = nonfinite.watch(graph, [*found.positions, *request.gradients.ys], fed)
-        for name in watch.summaries.values():
+        found.add(watch.summary)
+    elif request.options.find_nonfinite:
+        for name in request.gradients.ys:
             found.add(name)
     prepared = _finish(key, graph, tuple(positions), found, ys, request.fetches, request.targets, watch)
     if sharding is None:
         return prepared
-    split = replace(sharding, feeds=(*sharding.feeds, *(seed_name(k) for k in sorted(rows))))
-    return replace(prepared, sharded=_cut(prepared, Cutter(graph, split, fed), request.gradients))
+    split = replace(sharding, feeds=(*sharding.feeds, *seeds.feeds), slices=seeds.slices)
+    find_nonfinite = request.options.find_nonfinite
+    return replace(prepared, sharded=_cut(prepared, split, fed, request.gradients.xs, find_nonfinite=find_nonfinite))
 
 
 # Shards
 
 
-def sharding_of(options: wire.RunOptions, fed: Collection[str], limits: Limits) -> Sharding | None:
-    """How a request asks to be cut, None where it doesn't. Raises InvalidArgument, LimitExceeded."""
+def sharding_of(options: wire.RunOptions, shapes: Mapping[str, Shape], limits: Limits) -> Sharding | None:
+    """How a request with such feeds asks to be cut, None where it doesn't. Raises InvalidArgument, LimitExceeded."""
     if not options.HasField("sharding"):
         return None
     asked = options.sharding
@@ -165,50 +173,95 @@ def sharding_of(options: wire.RunOptions, fed: Collection[str], limits: Limits) 
     limits.check("max_shards", asked.shards, "The number of shards", "ask for fewer")
     if asked.reduction not in REDUCTIONS:
         raise InvalidArgument("Unknown reduction: this server knows MEAN and SUM.", reduction=asked.reduction)
-    if options.find_nonfinite:
-        raise Unsupported("find_nonfinite looks at one run of the graph: ask for it without shards.")
-    split = tuple(dict.fromkeys(canonical(name) for name in asked.feeds or fed))
-    missing = [name for name in split if name not in fed]
+    split = tuple(dict.fromkeys(canonical(name) for name in asked.feeds or shapes))
+    missing = [name for name in split if name not in shapes]
     if missing or not split:
         raise InvalidArgument(
             f"{', '.join(missing) or 'Nothing'} is fed, but was to be split: feed what has a row an example.",
             feeds=", ".join(missing),
         )
-    return Sharding(asked.shards, split, REDUCTIONS[asked.reduction])
+    known = tuple((name, (None, *shape[1:]) if name in split and shape else shape) for name, shape in shapes.items())
+    examples = next((shape[0] for name in split if (shape := shapes[name]) and shape[0]), 1)
+    part = bounds(examples, asked.shards)[1]
+    sizes = (part, examples) if part < examples else (examples, 2 * examples)
+    return Sharding(asked.shards, split, REDUCTIONS[asked.reduction], known, sizes=sizes)
 
 
-def _seeds_with_rows(graph: Graph, options: wire.GradientOptions, sharding: Sharding, fed: Sequence[str]) -> set[int]:
-    """The numbers of the seed arrays that have a row an example, as their ys do."""
-    dependent = dependents(graph, sharding.feeds, {graph.tensor(name) for name in fed})
-    rows: set[int] = set()
+class _Seeds(NamedTuple):
+    """The seeds that have a row an example, as their ys do.
+
+    Attributes:
+        rows: the numbers of their arrays that have so.
+        feeds: what dense ones are fed to.
+        slices: what sparse ones are fed to.
+    """
+
+    rows: frozenset[int] = frozenset()
+    feeds: tuple[str, ...] = ()
+    slices: tuple[Slices, ...] = ()
+
+
+def _seeds_with_rows(graph: Graph, options: wire.GradientOptions, sharding: Sharding, fed: Sequence[str]) -> _Seeds:
+    if not any(seed.WhichOneof("seed") in ("value", "indexed_slices") for seed in options.grad_ys):
+        return _Seeds()
+    flat = _Flat(graph, [*options.ys, *fed])
+    rows: list[int] = []
+    feeds: list[str] = []
+    slices: list[Slices] = []
     count = 0
     for y, seed in zip(options.ys, options.grad_ys, strict=False):
         kind = seed.WhichOneof("seed")
-        if kind == "indexed_slices" and has_rows(graph.tensor(y), dependent):
-            raise Unsupported(f"The seed of {y} must be dense to be split over shards.", tensor=y)
-        if kind == "value" and has_rows(graph.tensor(y), dependent):
-            rows.add(count)
-        count += {"value": 1, "indexed_slices": 3}.get(kind or "", 0)
-    return rows
+        many = {"value": 1, "indexed_slices": 3}.get(kind or "", 0)
+        if many and flat.has_rows(y, sharding, fed):
+            names = [seed_name(count + k) for k in range(many)]
+            rows += [count] if many == 1 else [count, count + 1]
+            feeds += names if many == 1 else []
+            slices += [Slices(*names)] if many == 3 else []
+        count += many
+    return _Seeds(frozenset(rows), tuple(feeds), tuple(slices))
 
 
-def _cut(prepared: Prepared, cutter: Cutter, options: wire.GradientOptions) -> Sharded:
-    graph = prepared.graph
-    roles: list[Role | None] = [None] * len(prepared.fetches)
-    unique: list[tuple[int, int]] = []
-    for name, entry in zip(options.xs, prepared.gradients, strict=True):
-        role = cutter.gradient_role(graph.tensor(name))
+class _Flat:
+    """A graph with its calls put in the place of their bodies, so that the cut goes through them."""
+
+    def __init__(self, graph: Graph, tensors: Sequence[str], targets: Sequence[str] = ()) -> None:
+        self._outer = graph
+        roots = [*(graph.tensor(name).node for name in tensors), *(graph.node(name) for name in targets)]
+        self._inlined = inline(graph, roots)
+        self.graph = graph if self._inlined is None else self._inlined.graph
+
+    def tensor(self, name: str) -> Tensor:
+        """What stands for a tensor of the graph."""
+        outer = self._outer.tensor(name)
+        return outer if self._inlined is None else self._inlined.tensors[outer]
+
+    def nodes(self, name: str) -> Sequence[Node]:
+        """What stands for a node that is run."""
+        outer = self._outer.node(name)
+        return (outer,) if self._inlined is None else self._inlined.nodes[outer]
+
+    def has_rows(self, name: str, sharding: Sharding, fed: Sequence[str]) -> bool:
+        """Whether a tensor has a row an example."""
+        tensor, given = self.tensor(name), [self.tensor(feed) for feed in fed]
+        nodes = needed([tensor], (), frozenset(given))
+        split = [self.tensor(feed) for feed in sharding.feeds]
+        axes = views(nodes, split, sharding.sizes).axes(tensor)
+        return axes is None or any(axis.place == 0 for axis in axes)
+
+
+def _cut(
+    prepared: Prepared, sharding: Sharding, fed: Sequence[str], xs: Sequence[str] = (), *, find_nonfinite: bool = False
+) -> Sharded:
+    flat = _Flat(prepared.graph, [*prepared.fetches, *fed, *xs], prepared.targets)
+    wanted = [Wanted(flat.tensor(name)) for name in prepared.fetches]
+    for name, entry in zip(xs, prepared.gradients, strict=False):
         if isinstance(entry, int):
-            roles[entry] = role
+            wanted[entry] = wanted[entry]._replace(kind=Kind.GRADIENT, x=flat.tensor(name))
         elif isinstance(entry, tuple):
-            if role is not Role.TOTAL:
-                raise Unsupported(
-                    f"The gradient of {name} is sparse and has a row an example: ask for it without shards.",
-                    tensor=name,
-                )
-            for at, part in zip(entry, (Role.WEIGHTED_ROWS, Role.ROWS, Role.FIRST), strict=True):
-                roles[at] = part
-            if options.deduplicate:
-                unique.append(entry[:2])
-    results = list(zip(prepared.fetches, roles, strict=True))
-    return cutter.cut(results, prepared.targets, list(dict.fromkeys(unique)))
+            values, indices, dense_shape = entry
+            x, whole = flat.tensor(name), wanted[dense_shape].tensor
+            wanted[values] = wanted[values]._replace(kind=Kind.VALUES, x=x, shape=whole)
+            wanted[indices] = wanted[indices]._replace(kind=Kind.INDICES, x=x, shape=whole)
+    feeds = {canonical(name): flat.tensor(name) for name in fed}
+    targets = [stand for name in prepared.targets for stand in flat.nodes(name)]
+    return cut(flat.graph, sharding, feeds, wanted, targets, find_nonfinite=find_nonfinite)

@@ -31,7 +31,7 @@ from gradserve.server.fleet.base import Array, Fleet, WorkerInfo
 from gradserve.server.fleet.local import LocalFleet, LocalOptions
 from gradserve.server.fleet.ray import RayFleet, RayOptions
 from gradserve.server.plan import Plan, PlanCache, make_plan
-from gradserve.server.shards import Sharded, shard_of
+from gradserve.server.shards import Sharded
 from gradserve.server.variables import Variables
 
 __all__ = [
@@ -221,10 +221,10 @@ class Runtime:
         self, key: Hashable, sharded: Sharded, feeds: Mapping[str, StaticShape], options: StepOptions = DEFAULT_STEP
     ) -> PlanReport:
         """What the first, and largest, shard of a request with feeds of these shapes would do."""
-        request = shard_of(sharded, feeds)
+        each = sharded.each
         return self.explain(
-            sharded.graph, request, [part.name for part in sharded.parts], sharded.shard_targets,
-            replace(options, one_worker=True), key=shard_key(key),
+            each.graph, sharded.shard_shapes(feeds), each.fetches, each.targets, replace(options, one_worker=True),
+            key=shard_key(key),
         )  # fmt: skip
 
     @property

@@ -1,20 +1,21 @@
-"""Cuts a request along its batch: what runs once a shard, and what runs once for all.
+"""Cuts a request along its batch: a graph that runs once a shard, one that runs once, and what goes between them.
 
-Tensors that depend on a feed that is split are computed once a shard. What comes of them:
+What becomes of a tensor that the shards compute:
 
-    a total     every other one: the sum over the shards, by one fixed binary tree; for MEAN each term is first
-                multiplied by the shard's part of the examples, so that totals of means over examples are means
-    rows        one whose first dimension the graph leaves open, like the split feeds': concatenated
+    rows       one that holds the batch: concatenated
+    a total    one that is a sum over the examples: added up, by one fixed binary tree over the shards
+    a mean     one that is a mean over the examples: a total, each term first multiplied by the shard's part of them
+    sizes      integers that were computed of shapes: added up where they count examples
 
-Nodes that change variables never run once a shard: the totals of what they read are fed to them, once. What depends
-on no split feed runs with them.
+Whether a tensor is a sum or a mean is its growth; where the graph does not tell, the request's reduction does.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,18 +24,21 @@ from gradserve.graph import dtypes
 from gradserve.graph.graph import Graph, Node, Tensor
 from gradserve.graph.op import raw
 from gradserve.graph.shapes import Shape
-from gradserve.server.effects import draws, is_handle, writes
-from gradserve.server.flow import variable_name
+from gradserve.server import nonfinite
+from gradserve.server.batch_axes import Views, views
+from gradserve.server.effects import draws
+from gradserve.server.extract import extract
+from gradserve.server.growth import WHOLE, Flat
+from gradserve.server.halves import Halves, dependents, divide
+from gradserve.server.sharding import Reduction, Sharding, piece_shapes
+from gradserve.server.weights import WEIGHT, Weights
 from gradserve.workers.segment import controls, needed
 
-WEIGHT = "gradserve/weight:0"
-
-
-class Reduction(enum.Enum):
-    """What the loss is over its examples, and so how the shards' gradients come together."""
-
-    MEAN = "mean"
-    SUM = "sum"
+# What takes rows as they are, and not as parts of a gradient.
+_STORES = frozenset((
+    "Assign", "AssignVariableOp", "LookupTableImport", "LookupTableImportV2", "LookupTableInsert",
+    "LookupTableInsertV2", "ResourceScatterNdUpdate", "ResourceScatterUpdate", "ScatterNdUpdate", "ScatterUpdate",
+))  # fmt: skip
 
 
 class Role(enum.Enum):
@@ -42,23 +46,33 @@ class Role(enum.Enum):
 
     TOTAL = "total"
     ROWS = "rows"
-    WEIGHTED_ROWS = "weighted rows"
-    FIRST = "first"
+    PLACES = "places"
+    SIZES = "sizes"
+    EACH = "each"
 
 
-@dataclass(frozen=True, slots=True)
-class Sharding:
-    """What a request asks for.
+class Kind(enum.Enum):
+    """What a tensor that is asked for is."""
+
+    VALUE = "a value"
+    GRADIENT = "a gradient"
+    VALUES = "the values of a sparse gradient"
+    INDICES = "the indices of one"
+
+
+class Wanted(NamedTuple):
+    """A tensor that is asked for.
 
     Attributes:
-        shards: how many.
-        feeds: canonical names of the feeds to split along their first dimension.
-        reduction: of the loss, over its examples.
+        tensor, kind: it, and what it is.
+        x: whose gradient it is.
+        shape: of values and indices, the dense shape that goes with them.
     """
 
-    shards: int
-    feeds: tuple[str, ...]
-    reduction: Reduction
+    tensor: Tensor
+    kind: Kind = Kind.VALUE
+    x: Tensor | None = None
+    shape: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +80,14 @@ class Part:
     """A tensor that each shard computes.
 
     Attributes:
-        name: what is fetched.
-        stands_for: the tensor of the request whose value it becomes.
+        name: what the shards fetch.
+        stands_for: the tensor whose value it becomes.
         role: what becomes of it.
         dtype: of its elements.
         shape: what the graph says of its shape.
+        axis: along which rows are concatenated.
+        added: of sizes, which add up; the others are the same in all shards.
+        whole: of places, the part that holds the sizes of what they are places in.
     """
 
     name: str
@@ -78,6 +95,25 @@ class Part:
     role: Role
     dtype: np.dtype
     shape: Shape
+    axis: int = 0
+    added: tuple[bool, ...] = ()
+    whole: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """What runs once a shard, or once.
+
+    Attributes:
+        graph: its nodes, with placeholders for what it is fed.
+        feeds: the request's feeds that it reads, and its tensors for them.
+        fetches, targets: what to compute and to run.
+    """
+
+    graph: Graph
+    feeds: tuple[tuple[str, str], ...]
+    fetches: tuple[str, ...]
+    targets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,268 +121,312 @@ class Sharded:
     """A request, cut.
 
     Attributes:
-        graph: holds the nodes of both halves.
         sharding: what was asked for.
-        parts: what each shard computes.
-        shard_targets: nodes that each shard runs for their effect; they change no variable.
-        given: the parts, by position, that are fed to the half that runs once.
-        fetches, targets: of that half.
+        each, once: its halves.
+        parts: what each shard computes, in the order of its fetches.
+        given: the parts, by position, that the other half is fed, and its tensors for them.
         results: for each fetch of the request whether a part or a fetch of the second half gives it, and which.
-        unique: pairs of results (values, indices) in which every index is wanted once.
-        draws: nodes of the shards that draw random numbers.
+        draws: the nodes of the shards that draw random numbers, and whether each shard draws its own.
         weighted: whether the shards read WEIGHT, their part of the examples.
+        watches: of the halves, where NaN and infinities are looked for.
     """
 
-    graph: Graph
     sharding: Sharding
+    each: Half
+    once: Half
     parts: tuple[Part, ...]
-    shard_targets: tuple[str, ...]
-    given: tuple[int, ...]
-    fetches: tuple[str, ...]
-    targets: tuple[str, ...]
+    given: tuple[tuple[int, str], ...]
     results: tuple[tuple[bool, int], ...]
-    unique: tuple[tuple[int, int], ...]
-    draws: tuple[str, ...]
+    draws: tuple[tuple[str, bool], ...]
     weighted: bool
+    watches: tuple[nonfinite.Watch, nonfinite.Watch] | None = None
 
     def told(self) -> str:
         """A sentence on how it runs."""
         shards, once = self.sharding.shards, ""
-        if self.fetches or self.targets:
-            once = " What changes variables, or does not depend on the batch, runs once afterwards."
+        if self.once.fetches or self.once.targets:
+            once = f" {len(self.once.graph)} nodes run once afterwards, on the totals and rows of all shards."
         return f"This is the plan of one of {shards} shards; {shards - 1} sums over pairs put them together.{once}"
 
+    def shard_shapes(self, feeds: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shapes of what the first shard is fed, from those of the request's feeds. Raises InvalidArgument."""
+        known = {**feeds, **piece_shapes(self.sharding, feeds)}
+        found = {name: known[feed] for feed, name in self.each.feeds}
+        return found | ({WEIGHT: ()} if self.weighted else {})
 
-def bounds(examples: int, shards: int) -> list[int]:
-    """Where each shard begins, and the end: sizes differ by one at most, the larger ones first."""
-    size, larger = divmod(examples, shards)
-    return [k * size + min(k, larger) for k in range(shards + 1)]
 
+def cut(
+    graph: Graph,
+    sharding: Sharding,
+    feeds: Mapping[str, Tensor],
+    wanted: Sequence[Wanted],
+    targets: Sequence[Node] = (),
+    *,
+    find_nonfinite: bool = False,
+) -> Sharded:
+    """Cuts a request.
 
-def check_feeds(sharding: Sharding, shapes: Sequence[tuple[str, tuple[int, ...]]]) -> int:
-    """The number of examples in the split feeds. Raises InvalidArgument where they can't be split."""
-    sizes = {name: shape[0] if shape else None for name, shape in shapes}
-    for name, size in sizes.items():
-        if size is None:
-            raise InvalidArgument(
-                f"{name} is a scalar, which has no examples to split: name the feeds to split.", tensor=name
-            )
-    if len(set(sizes.values())) > 1:
-        told = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+    Args:
+        graph: without calls.
+        feeds: its tensors that are fed, by the request's names for them.
+        wanted, targets: what the request fetches and runs.
+        find_nonfinite: also look for NaN and infinities, in both halves.
+
+    Raises InvalidArgument, Unsupported: it can't be cut.
+    """
+    _check_split(sharding, feeds)
+    fed = frozenset(feeds.values())
+    split = [feeds[name] for name in sharding.split]
+    order = needed([entry.tensor for entry in wanted], targets, fed)
+    rows = [feeds[name] for name in sharding.feeds]
+    sizes = views(order, rows, sharding.sizes)
+    dependent = dependents(split, fed)
+    with_rows = [_has_rows(entry.x, sizes, dependent, split) for entry in wanted]
+    settled = {e.tensor for e, rows in zip(wanted, with_rows, strict=True) if e.kind is Kind.GRADIENT and not rows}
+    # Of a sparse gradient of rows only the shards can tell which rows they are.
+    wanted = [e if rows else e._replace(shape=None) for e, rows in zip(wanted, with_rows, strict=True)]
+    anchored = [tensor for e in wanted if e.shape is not None for tensor in (e.tensor, e.shape)]
+    sums = sharding.reduction is Reduction.SUM
+    halves = divide(order, fed, split, sizes, settled, anchored, sums=sums)
+    if not halves.dependent:
         raise InvalidArgument(
-            f"The split feeds have different numbers of examples ({told}): name only those that have a row an example.",
-            sizes=told,
+            "Nothing that is asked for depends on the feeds to split: ask without shards, or split other feeds.",
+            feeds=", ".join(sharding.feeds),
         )
-    examples = next(iter(sizes.values()))
-    assert examples is not None
-    if examples < sharding.shards:
-        raise InvalidArgument(
-            f"{examples} examples can't be split into {sharding.shards} shards: ask for at most "
-            f"{max(examples, 1)} shards, or feed more examples.",
-            examples=examples, shards=sharding.shards,
-        )  # fmt: skip
-    return examples
+    cutter = _Cutter(graph, sharding, halves)
+    cutter.collect(wanted, targets)
+    return cutter.finish(feeds, find_nonfinite)
 
 
-def shard_of(sharded: Sharded, feeds: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The shapes of the first shard's feeds, from those of the whole. Raises InvalidArgument."""
-    split = sharded.sharding.feeds
-    examples = check_feeds(sharded.sharding, [(name, feeds[name]) for name in split])
-    size = bounds(examples, sharded.sharding.shards)[1]
-    found = {name: (size, *shape[1:]) if name in split else shape for name, shape in feeds.items()}
-    return found | ({WEIGHT: ()} if sharded.weighted else {})
+def _has_rows(x: Tensor | None, sizes: Views, dependent: Collection[Node], split: Sequence[Tensor]) -> bool:
+    """Whether an x has a row an example."""
+    if x is None or not (x in split or x.node in dependent):
+        return False
+    axes = sizes.axes(x)
+    return axes is None or any(axis.place == 0 for axis in axes)
 
 
-def dependents(graph: Graph, split: Iterable[str], fed: Collection[Tensor]) -> set[Node]:
-    """The nodes that run once a shard: they depend on a split feed, and neither they nor the way to them change a
-    variable. The feeds' own nodes are among them."""
-    stack = [graph.tensor(name).node for name in split]
-    found = set(stack)
-    whole = set(fed).difference(graph.tensor(name) for name in split)
-    while stack:
-        for tensor in stack.pop().outputs:
-            if tensor in whole:
-                continue
-            for reader, _ in tensor.consumers:
-                if reader not in found and not changes_variable(reader):
-                    found.add(reader)
-                    stack.append(reader)
-    return found
+def _check_split(sharding: Sharding, feeds: Mapping[str, Tensor]) -> None:
+    for name in sharding.feeds:
+        shape = feeds[name].shape
+        if shape is not None and (not shape or shape[0] is not None):
+            mended = (None, *shape[1:])
+            raise InvalidArgument(
+                f"{name} has the fixed shape {shape}, which a shard does not fit: give its placeholder the shape "
+                f"{mended} when the graph is made, or do not split it.",
+                tensor=name, shape=shape,
+            )  # fmt: skip
 
 
-def has_rows(tensor: Tensor, dependent: Collection[Node]) -> bool:
-    """Whether a tensor has a row an example: it depends on a split feed, and nothing fixes its first dimension."""
-    return tensor.node in dependent and tensor.shape is not None and bool(tensor.shape) and tensor.shape[0] is None
+class _Cutter:
+    """Walks both halves from what is asked for to what it needs.
 
+    What one half needs of the other becomes a part, if it is a value. If it only waits for it, the other half runs it:
+    all shards have run before the half that runs once, and no shard sees what that half writes.
 
-class Cutter:
-    """Gathers what a request wants, part by part, and cuts it."""
+    Attributes:
+        kept: for each half the nodes that it runs.
+        parts: found so far, by tensor and what becomes of it.
+        results: where each wanted tensor comes from.
+    """
 
-    def __init__(self, graph: Graph, sharding: Sharding, fed: Collection[str]) -> None:
+    def __init__(self, graph: Graph, sharding: Sharding, halves: Halves) -> None:
         self.graph = graph
         self.sharding = sharding
-        self.fed = {graph.tensor(name) for name in fed}
-        self.dependent = dependents(graph, sharding.feeds, self.fed)
-        self._check_split()
-        self.parts: list[Part] = []
-        self._known: dict[tuple[str, Role], int] = {}
-        self._weight: Tensor | None = None
+        self.halves = halves
+        self.kept: dict[bool, set[Node]] = {True: set(), False: set()}
+        self.stack: list[tuple[bool, Node]] = []
+        self.targets: dict[bool, dict[Node, None]] = {True: {}, False: {}}
+        self.parts: dict[tuple[Tensor, bool, Tensor | None], Part] = {}
+        self.places: dict[tuple[Tensor, bool, Tensor | None], int] = {}
+        self.given: dict[Tensor, int] = {}
+        self.fetches: dict[Tensor, int] = {}
+        self.results: list[tuple[bool, int]] = []
 
-    def _check_split(self) -> None:
-        for name in self.sharding.feeds:
-            shape = self.graph.tensor(name).shape
-            if shape is not None and (not shape or shape[0] is not None):
-                raise InvalidArgument(
-                    f"{name} has the fixed shape {shape}, which a shard does not fit: leave its first dimension "
-                    "unknown, or do not split it.",
-                    tensor=name, shape=shape,
-                )  # fmt: skip
+    # What runs where
 
-    def part(self, tensor: Tensor, role: Role) -> int:
-        """The number of the part that computes a tensor, which is made if there is none."""
-        key = tensor.name, role
-        if key not in self._known:
-            self._known[key] = len(self.parts)
-            made = self._scaled(tensor) if role in (Role.TOTAL, Role.WEIGHTED_ROWS) else tensor
-            self.parts.append(Part(made.name, tensor.name, role, tensor.dtype.base.numpy, tensor.shape))
-        return self._known[key]
-
-    def role(self, tensor: Tensor) -> Role:
-        """What becomes of a tensor that depends on a split feed and is no gradient."""
-        return Role.ROWS if has_rows(tensor, self.dependent) else Role.TOTAL
-
-    def gradient_role(self, x: Tensor) -> Role:
-        """What becomes of the gradient of an x."""
-        return Role.WEIGHTED_ROWS if has_rows(x, self.dependent) else Role.TOTAL
-
-    def _scaled(self, tensor: Tensor) -> Tensor:
-        """A tensor times the shard's part of the examples, where means are wanted."""
-        dtype = tensor.dtype.base
-        summable = dtype.is_numeric and dtype.kind not in "srvb"
-        if self.sharding.reduction is Reduction.SUM and summable:
-            return tensor
-        if not (dtype.is_floating or dtype.is_complex):
-            raise InvalidArgument(
-                f"{tensor.name} is {dtype}, and can't be averaged over shards: cast it to a float, or give it a row an "
-                "example.",
-                tensor=tensor.name, dtype=dtype,
-            )  # fmt: skip
-        with self.graph.as_default(), self.graph.name_scope(""):
-            if self._weight is None:
-                self._weight = raw.Placeholder(dtype="float64", shape=(), name=WEIGHT.removesuffix(":0"))
-            with self.graph.colocate_with(tensor):
-                return raw.Mul(tensor, raw.Cast(self._weight, DstT=dtype), name="gradserve/share")
-
-    # The cut
-
-    def cut(
-        self, results: Sequence[tuple[str, Role | None]], targets: Sequence[str], unique: Sequence[tuple[int, int]] = ()
-    ) -> Sharded:
-        """The request, cut.
-
-        Args:
-            results: what it fetches: names, and the roles of gradients; None for what is not one.
-            targets: the nodes that it runs.
-            unique: positions of (values, indices) in which every index is wanted once.
-        """
-        where: list[tuple[bool, int]] = []
-        once: dict[str, int] = {}
-        for name, role in results:
-            tensor = self.graph.tensor(name)
-            if role is None and tensor.node not in self.dependent:
-                where.append((False, once.setdefault(name, len(once))))
+    def collect(self, wanted: Sequence[Wanted], targets: Sequence[Node]) -> None:
+        """Finds the nodes of both halves, the parts, and where the results come from."""
+        for entry in wanted:
+            if entry.shape is not None or self.halves.in_shards(entry.tensor):
+                self.results.append((True, self._part(entry)))
             else:
-                where.append((True, self.part(tensor, role or self.role(tensor))))
-        each = [name for name in targets if self.graph.node(name) in self.dependent]
-        rest = [name for name in targets if name not in each]
-        given = self._boundary([self.graph.tensor(name).node for name in once] + [self.graph.node(n) for n in rest])
-        if not self.parts and not each:
+                self.results.append((False, self.fetches.setdefault(entry.tensor, len(self.fetches))))
+                if entry.tensor not in self.halves.fed:
+                    self.stack.append((False, entry.tensor.node))
+        for node in targets:
+            self._run(node)
+        while self.stack:
+            each, node = self.stack.pop()
+            if node not in self.kept[each]:
+                self.kept[each].add(node)
+                self._visit(each, node)
+        if not self.kept[True]:
+            kept = [node for node in self.halves.order if node in self.kept[False]]
+            whole = next(node for node in kept if any(map(self.halves.depends, node.inputs)))
             raise InvalidArgument(
-                "Nothing that is asked for depends on the feeds to split: ask without shards, or split other feeds.",
-                feeds=", ".join(self.sharding.feeds),
-            )
-        inside = self._inside(each)
-        self._check_inside(inside)
-        return Sharded(
-            self.graph, self.sharding, tuple(self.parts), tuple(each), given, tuple(once), tuple(rest), tuple(where),
-            tuple(unique), tuple(node.name for node in inside if draws(node)), self._weight is not None,
+                f"Nothing of it can run in shards: {whole.name} ({whole.type}) and what follows must see all examples. "
+                "Ask without shards.",
+                node=whole.name, op=whole.type,
+            )  # fmt: skip
+        self._check_reads()
+
+    def _run(self, node: Node) -> None:
+        each = node in self.halves.each
+        if node not in self.targets[each]:
+            self.targets[each][node] = None
+            self.stack.append((each, node))
+
+    def _visit(self, each: bool, node: Node) -> None:
+        for tensor in node.inputs:
+            if tensor in self.halves.fed:
+                continue
+            if not each and self.halves.in_shards(tensor):
+                if tensor not in self.given:
+                    self.given[tensor] = self._part(Wanted(tensor), node)
+            elif each and tensor.node in self.halves.writers:
+                raise self._too_late(node)
+            else:
+                self.stack.append((each, tensor.node))
+        for control in controls(node, self.halves.fed):
+            # The shards wait for nothing that does not depend on the batch: it runs once, like all that does not.
+            if each == (control in self.halves.each):
+                self.stack.append((each, control))
+            else:
+                self._run(control)
+
+    def _check_reads(self) -> None:
+        """A shard reads variables as they are before the step."""
+        for node in self.halves.order:
+            if node in self.halves.later and node in self.kept[True]:
+                raise self._too_late(node)
+
+    def _too_late(self, node: Node) -> Unsupported:
+        return Unsupported(
+            f"{node.name} ({node.type}) reads a variable after it has changed, and the shards need its result; but "
+            "variables change once all shards are done. Read it before, fetch this in a step of its own, or ask "
+            "without shards.",
+            node=node.name, op=node.type,
         )  # fmt: skip
 
-    def _boundary(self, roots: Sequence[Node]) -> tuple[int, ...]:
-        """The parts that the half which runs once reads: what its nodes that change variables take of the shards."""
-        given: dict[int, None] = {}
-        seen = set(roots)
-        stack = list(roots)
-        while stack:
-            node = stack.pop()
-            if node in self.dependent:
-                raise Unsupported(
-                    f"A node that runs once waits for {node.name}, which runs once a shard: drop that control input.",
-                    node=node.name,
-                )
-            sources = controls(node, self.fed)
-            for tensor in node.inputs:
-                if tensor in self.fed:
-                    continue
-                if tensor.node in self.dependent:
-                    given[self.part(tensor, self._boundary_role(node, tensor))] = None
-                else:
-                    sources.append(tensor.node)
-            for source in sources:
-                if source not in seen:
-                    seen.add(source)
-                    stack.append(source)
-        return tuple(given)
+    # Parts
 
-    def _boundary_role(self, node: Node, tensor: Tensor) -> Role:
-        """A scatter takes the rows of all shards; everything else takes totals."""
-        places = _argument(node, "indices")
-        if places is None or places.node not in self.dependent:
-            return Role.TOTAL
-        if tensor is places:
-            return Role.ROWS
-        updates = [_argument(node, name) for name in ("updates", "grad")]
-        return Role.WEIGHTED_ROWS if any(tensor is entry for entry in updates) else Role.TOTAL
+    def _part(self, wanted: Wanted, reader: Node | None = None) -> int:
+        """The number of the part that computes a tensor, which is made if there is none.
 
-    def _inside(self, targets: Sequence[str]) -> list[Node]:
-        fed = frozenset(self.fed | ({self._weight} if self._weight is not None else set()))
-        fetched = [self.graph.tensor(part.name) for part in self.parts]
-        return needed(fetched, [self.graph.node(name) for name in targets], fed)
+        `reader` is a node of the other half that takes it; without one it is a result.
+        """
+        tensor = wanted.tensor
+        weighed = self._is_weighed(wanted, reader)
+        places = wanted.shape if wanted.kind is Kind.INDICES else None
+        key = tensor, weighed, places
+        if key not in self.places:
+            whole = -1 if places is None else self._part(Wanted(places))
+            self.parts[key] = self._made(wanted, whole)
+            self.places[key] = len(self.places)
+            self.stack.append((True, tensor.node))
+        return self.places[key]
 
-    def _check_inside(self, inside: Sequence[Node]) -> None:
-        for node in inside:
-            if changes_variable(node):
-                raise Unsupported(
-                    f"{node.name} ({node.type}) changes a variable, and what runs once a shard reads or waits for it: "
-                    "change variables after the gradients, or ask without shards.",
-                    node=node.name, op=node.type,
-                )  # fmt: skip
+    def _made(self, wanted: Wanted, whole: int) -> Part:
+        tensor = wanted.tensor
+        role, axis = Role.TOTAL, 0
+        added: tuple[Flat, ...] = ()
+        growth = self.halves.growth(tensor)
+        if whole >= 0:
+            role = Role.PLACES
+        elif wanted.shape is not None:
+            role = Role.ROWS
+        elif self.halves.holds_batch(tensor):
+            role, axis = Role.ROWS, _axis(tensor, self.halves.views)
+        elif tensor.dtype.base.kind in "iu" and (growth == 0 or isinstance(growth, tuple)):
+            role, added = Role.SIZES, growth if isinstance(growth, tuple) else (0,)
+        elif not self.halves.adds_up(tensor):
+            raise InvalidArgument(
+                f"{tensor.name} is {tensor.dtype.base}, and can't be totalled over shards: cast it to a float, give it "
+                "a row an example, or ask without shards.",
+                tensor=tensor.name, dtype=tensor.dtype.base,
+            )  # fmt: skip
+        return Part(
+            tensor.name, tensor.name, role, tensor.dtype.base.numpy, tensor.shape, axis,
+            tuple(entry == 1 for entry in added), whole,
+        )  # fmt: skip
 
-
-def changes_variable(node: Node) -> bool:
-    """Whether a node may give a variable a new value."""
-    return writes(node, [tensor for tensor in node.inputs if _is_of_variable(tensor)])
-
-
-def _is_of_variable(tensor: Tensor) -> bool:
-    """Whether a handle is a variable's, and not a table's or an array's of one step."""
-    node = tensor.node
-    while node.inputs:
-        handles = [entry for entry in node.inputs if is_handle(entry)]
-        if not handles:
+    def _is_weighed(self, wanted: Wanted, reader: Node | None) -> bool:
+        """Whether the shards' values count by their part of the examples."""
+        tensor = wanted.tensor
+        growth = self.halves.growth(tensor) if self.halves.depends(tensor) else None
+        if tensor.dtype.base.kind not in "fc" or wanted.kind is Kind.INDICES:
             return False
-        node = handles[0].node
-    return variable_name(node) is not None
+        mean = self.sharding.reduction is Reduction.MEAN
+        if growth is WHOLE:
+            return False
+        if wanted.shape is None and not self.halves.holds_batch(tensor):
+            return growth == 0 or (growth != 1 and mean)
+        if growth is None and wanted.kind is Kind.VALUE and (reader is None or reader.type in _STORES):
+            return False
+        return growth == -1 or (growth != 0 and mean)
+
+    # The graphs
+
+    def finish(self, feeds: Mapping[str, Tensor], find_nonfinite: bool) -> Sharded:
+        """The cut request."""
+        chosen = [node for node in self.halves.order if node in self.kept[True]]
+        weights = Weights(self.halves.growths.weighed)
+        graph, stands = extract(self.graph, chosen, feeds.values(), weights.instead)
+        parts = [
+            replace(part, name=(weights.times(stands[tensor]) if weighed else stands[tensor]).name)
+            for (tensor, weighed, _), part in self.parts.items()
+        ]
+        each = Half(
+            graph, tuple((name, stands[tensor].name) for name, tensor in feeds.items()), (),
+            tuple(node.name for node in self.targets[True]),
+        )  # fmt: skip
+        once, given = self._once(feeds)
+        results, watches = list(self.results), None
+        if find_nonfinite:
+            weight = [WEIGHT] * weights.used
+            watches = (
+                _watch(each, [part.name for part in parts], weight),
+                _watch(once, once.fetches, [name for _, name in given]),
+            )
+            results += [(True, len(parts)), (False, len(once.fetches))]
+            parts.append(Part(watches[0].summary, watches[0].summary, Role.EACH, np.dtype(np.float64), None))
+            once = replace(once, fetches=(*once.fetches, watches[1].summary))
+        drawing = tuple((node.name, node in self.halves.dependent) for node in chosen if draws(node))
+        return Sharded(
+            self.sharding, replace(each, fetches=tuple(part.name for part in parts)), once, tuple(parts), given,
+            tuple(results), drawing, weights.used, watches,
+        )  # fmt: skip
+
+    def _once(self, feeds: Mapping[str, Tensor]) -> tuple[Half, tuple[tuple[int, str], ...]]:
+        """The half that runs once, and the parts that it is fed."""
+        chosen = [node for node in self.halves.order if node in self.kept[False]]
+        read = {tensor for node in chosen for tensor in node.inputs} | set(self.fetches)
+        read_feeds = {name: tensor for name, tensor in feeds.items() if tensor in read}
+        graph, stands = extract(self.graph, chosen, [*read_feeds.values(), *self.given])
+        half = Half(
+            graph, tuple((name, stands[tensor].name) for name, tensor in read_feeds.items()),
+            tuple(stands[tensor].name for tensor in self.fetches), tuple(node.name for node in self.targets[False]),
+        )  # fmt: skip
+        return half, tuple((at, stands[tensor].name) for tensor, at in self.given.items())
 
 
-def _argument(node: Node, name: str) -> Tensor | None:
-    """The input of a node that its op calls so."""
-    if node.op is None:
-        return None
-    for argument, value in zip(node.op.signature.inputs, node.arguments(), strict=True):
-        if argument.name == name and isinstance(value, Tensor):
-            return value
-    return None
+def _axis(tensor: Tensor, views: Views) -> int:
+    """The dimension along which the shards' tensors are put together. Raises InvalidArgument where there is none."""
+    axes = views.axes(tensor) or ()
+    differing = [axis for axis in axes if None not in axis]
+    places = [axis.place for axis in differing or axes]
+    if len(differing) < 2 and places and views.is_even(tensor) and (len(places) == 1 or places[0] == 0):
+        return places[0]
+    raise InvalidArgument(
+        f"{tensor.name} ({tensor.dtype.base}, shape {tensor.shape}) differs from shard to shard in a way that can't be "
+        "put together: give it a row an example and a known rank, or ask without shards.",
+        tensor=tensor.name, shape=tensor.shape,
+    )  # fmt: skip
+
+
+def _watch(half: Half, roots: Sequence[str], given: Sequence[str]) -> nonfinite.Watch:
+    return nonfinite.watch(half.graph, roots, [*(name for _, name in half.feeds), *given])
 
 
 def known_shape(shape: Shape) -> tuple[int, ...] | None:

@@ -1,0 +1,45 @@
+"""Products of what a shard computes and its part of the examples."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from gradserve.graph.graph import Node, Tensor
+from gradserve.graph.op import raw
+
+WEIGHT = "gradserve/weight:0"
+"""The tensor that a shard's part of the examples is fed to."""
+
+
+class Weights:
+    """Products of the shards' tensors and their part of the examples, each made once.
+
+    Attributes:
+        used: whether there are any.
+    """
+
+    def __init__(self, read: Mapping[Node, Collection[Tensor]]) -> None:
+        """`read` says for nodes which of their inputs are to be read so."""
+        self._read = read
+        self._weight: Tensor | None = None
+        self._made: dict[Tensor, Tensor] = {}
+
+    @property
+    def used(self) -> bool:
+        return self._weight is not None
+
+    def instead(self, node: Node, tensor: Tensor, stands: Tensor) -> Tensor:
+        """What a copy of a node reads for one of its inputs."""
+        return self.times(stands) if tensor in self._read.get(node, ()) else stands
+
+    def times(self, tensor: Tensor) -> Tensor:
+        """A tensor times the shard's part of the examples."""
+        graph = tensor.graph
+        with graph.as_default(), graph.name_scope(""):
+            if self._weight is None:
+                self._weight = raw.Placeholder(dtype="float64", shape=(), name=WEIGHT.removesuffix(":0"))
+            if tensor not in self._made:
+                with graph.colocate_with(tensor):
+                    weight = raw.Cast(self._weight, DstT=tensor.dtype.base)
+                    self._made[tensor] = raw.Mul(tensor, weight, name="gradserve/share")
+        return self._made[tensor]
