@@ -200,21 +200,27 @@ def test_statistics_of_a_batch_are_the_means_of_the_shards(client: gs.Client) ->
     np.testing.assert_allclose(moving, X.mean(0) * (1 - 0.9**3), rtol=1e-9)
 
 
-@pytest.mark.parametrize("distinct", [True, False])
-def test_sparse_updates_see_each_row_once_over_all_shards(client: gs.Client, distinct: bool) -> None:
+@pytest.mark.parametrize("kind", ["as they come", "distinct", "clipped", "looked up once"])
+def test_sparse_updates_see_each_row_once_over_all_shards(client: gs.Client, kind: str) -> None:
     """TensorFlow 1's Adam for embeddings adds up rows of the same index in the graph, and squares them then."""
 
     def make(m: Model) -> Any:
         table, second = gs.Variable(E, name="table"), gs.Variable(np.zeros_like(E), name="second")
         rows = raw.ResourceGather(table.handle, m.ids, dtype="float64")
+        if kind == "looked up once":
+            ids, places = raw.Unique.outputs(raw.Reshape(m.ids, [-1]))
+            few = raw.ResourceGather(table.handle, ids, dtype="float64")
+            rows = raw.Reshape(raw.GatherV2(few, places, np.int32(0)), [-1, 4, 3])
         losses, _ = _losses(raw.Mean(rows, np.array([1], np.int32)), m.t, m.w)
         loss = raw.Mean(losses, FIRST)
         [slope] = m.graph.gradients(loss, [table.handle])
         assert isinstance(slope, IndexedSlices)
         values, indices = slope.values, slope.indices
-        if distinct:
+        if kind != "as they come":
             indices, places = raw.Unique.outputs(slope.indices)
             values = raw.UnsortedSegmentSum(slope.values, places, raw.Shape(indices)[0])
+        if kind == "clipped":
+            values = values / raw.Maximum(raw.Sqrt(2.0 * raw.L2Loss(values)), 0.01)
         squares = raw.ResourceScatterAdd.run(second.handle, indices, raw.Square(values), dtype="float64")
         with m.graph.control_dependencies([squares]):
             scaled = values / (raw.Sqrt(raw.ResourceGather(second.handle, indices, dtype="float64")) + 0.1)

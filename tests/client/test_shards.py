@@ -320,3 +320,18 @@ def test_the_first_op_that_goes_wrong_is_named_with_its_shard(client: Any) -> No
     summed = client.compute_gradients(m.graph, total, m.t, huge, fetches=gs.sqrt(total), **options).nonfinite
     assert (summed.node, summed.shard) == (total.node.name, None)  # every part of it is finite
     assert client.compute_gradients(m.graph, m.mean, m.w, m.feeds, **options).nonfinite is None
+
+
+def test_an_error_in_a_shard_says_which_and_how_large_it_is(client: Any) -> None:
+    with gs.Graph().as_default() as graph:
+        near = gs.placeholder("float64", (None, None), "near")  # who is near whom: the batch in both dimensions
+        x = gs.placeholder("float64", (None, 3), "x")
+        y = gs.raw.MatMul(near, x, name="product")
+        checked = gs.raw.CheckNumerics(x, message="bad", name="checked")
+    with pytest.raises(
+        InvalidArgument, match=r"product.*\(In shard \d of 4, which has [23] of 10 examples.\)"
+    ) as error:
+        client.run(graph, {near: np.eye(10), x: X}, y, shards=4)
+    assert error.value.metadata["node"] == "product"
+    with pytest.raises(InvalidArgument, match=r"had NaN values \(In shard 3 of 4, which has 2 of 10 examples.\)"):
+        client.run(graph, {x: np.where(np.arange(10)[:, None] == 9, np.nan, X)}, checked, shards=4)

@@ -70,3 +70,14 @@ def test_a_fed_intermediate_needs_nothing_before_it(client: gs.Client) -> None:
     result = client.compute_gradients(graph, loss, middle, {middle: [0, 1]}, find_nonfinite=True)
     assert result.nonfinite is not None
     assert result.nonfinite.op == "RealDiv"
+
+
+def test_of_shards_the_lowest_is_named(client: gs.Client) -> None:
+    with gs.Graph().as_default() as graph:
+        x = gs.placeholder("float64", (None,), name="x")
+        loss = gs.mean(gs.log(x))
+    values = np.array([1.0, 2, 3, -1, 4, 0, 5])  # in shards of 3, 2, 2
+    found = client.compute_gradients(graph, loss, x, {x: values}, find_nonfinite=True, shards=3).nonfinite
+    assert found is not None
+    assert (found.op, found.shard) == ("Log", 1)
+    assert (found.inputs[0].least, found.inputs[0].greatest) == (-1, 4)

@@ -12,7 +12,7 @@ import pytest
 
 from gradserve.autodiff import gradients
 from gradserve.graph import dtypes
-from gradserve.graph.graph import Graph, Tensor
+from gradserve.graph.graph import Graph, IndexedSlices, Tensor
 from gradserve.graph.op import raw
 from gradserve.server.fleet.base import Submission, Ticket
 from gradserve.server.runtime import Runtime
@@ -112,5 +112,39 @@ def test_nothing_is_left_behind_when_a_shard_fails(fleet: str) -> None:
             async with asyncio.timeout(10):  # what the other shards had begun comes to its end
                 while held(runtime):
                     await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+def test_both_halves_run_on_each_fleet(fleet: str) -> None:
+    """Totals, rows, sizes and sparse rows go from the shards to what runs once."""
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Placeholder(dtype="float64", shape=(None, 3), name="x")
+        ids = raw.Placeholder(dtype="int32", shape=(None,), name="ids")
+        table = raw.Placeholder(dtype="float64", shape=(4, 3), name="table")
+        h = raw.Tanh(x * raw.GatherV2(table, ids, np.int32(0)))
+        loss = raw.Mean(h, np.array([0, 1], np.int32))
+        slope = gradients(loss, table, deduplicate_slices=True)[0]
+        assert isinstance(slope, IndexedSlices)
+        norm = raw.Sqrt(raw.L2Loss(slope.values))
+    tensors = [loss, slope.values / norm, slope.indices, raw.Max(h, np.array([0], np.int32)), raw.Shape(h), h]
+    kinds = [Kind.VALUE, Kind.VALUES, Kind.INDICES, *[Kind.VALUE] * 3]
+    feeds = {"x:0": x, "ids:0": ids, "table:0": table}
+    wanted = [Wanted(tensor, kind, table) for tensor, kind in zip(tensors, kinds, strict=True)]
+    sharded = cut(graph, Sharding(3, ("x:0", "ids:0"), Reduction.MEAN, sizes=(4, 10)), feeds, wanted)
+    draw = np.random.default_rng(7)
+    values = {
+        "x:0": draw.normal(size=(10, 3)),
+        "ids:0": draw.integers(0, 4, 10).astype(np.int32),
+        "table:0": draw.normal(size=(4, 3)),
+    }
+
+    async def scenario() -> None:
+        async with running(fleet=fleet) as runtime:
+            whole = await runtime.run("whole", graph, values, [tensor.name for tensor in tensors])
+            parts = await runtime.run_sharded("parts", sharded, values)
+            for mine, theirs in zip(parts, whole, strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=1e-12)
 
     asyncio.run(scenario())

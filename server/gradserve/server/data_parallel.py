@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument
+from gradserve.errors import ComputationFailed, InvalidArgument
 from gradserve.graph.graph import Graph
 from gradserve.server.dispatch import Dispatcher, Held
 from gradserve.server.draft import StepOptions
@@ -151,7 +151,7 @@ class _ShardedStep:
     async def _reduce(self, first: int, end: int) -> list[Value]:
         """The totals over shards first … end - 1, which stand on the first one's worker."""
         if end - first == 1:
-            return await self._shard(first)
+            return await self._named_shard(first)
         middle = first + (1 << ((end - first - 1).bit_length() - 1))
         left, right = await together(self._reduce(first, middle), self._reduce(middle, end))
         if not self.totals:
@@ -168,6 +168,15 @@ class _ShardedStep:
         held = await self._hold(plan, [*left, *right], wish=self.owners[first])
         self.drop([*left, *right])
         return held.values
+
+    async def _named_shard(self, shard: int) -> list[Value]:
+        """The totals of one shard, which an error of the graph names."""
+        try:
+            return await self._shard(shard)
+        except (InvalidArgument, ComputationFailed) as error:
+            size = self.bounds[shard + 1] - self.bounds[shard]
+            where = f" (In shard {shard} of {self.shards}, which has {size} of {self.examples} examples.)"
+            raise type(error)(error.message + where, **{**error.metadata, "shard": shard}) from error
 
     async def _shard(self, shard: int) -> list[Value]:
         async with self.gates[self.owners[shard]]:

@@ -20,10 +20,8 @@ from gradserve.server.flow import variable_name
 from gradserve.server.growth import ANY, Growth, Growths, growths
 
 # What a part of the examples says nothing of.
-_HOLISTIC = frozenset((
-    "All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max", "Min", "Prod", "Unique", "UniqueV2", "UniqueWithCounts",
-    "UniqueWithCountsV2",
-))  # fmt: skip
+_DISTINCT = frozenset(("Unique", "UniqueV2", "UniqueWithCounts", "UniqueWithCountsV2"))
+_HOLISTIC = _DISTINCT | frozenset(("All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max", "Min", "Prod"))
 # What chooses examples by their places, where nothing of the batch is left.
 _PICKS = frozenset(("Gather", "GatherNd", "GatherV2", "Slice", "Split", "SplitV", "StridedSlice", "Unpack"))
 _OF_SHAPES = frozenset(("Rank", "Shape", "ShapeN", "Size"))
@@ -143,7 +141,8 @@ def _touches_batch(halves: Halves, node: Node) -> bool:
 
 def _late(halves: Halves, core: Sequence[Node], anchored: Sequence[Node]) -> set[Node]:
     """What of the core must not run in the shards, and need not: no total is made of it there."""
-    early = {node for node in core if node not in halves.later and _makes_total(halves, node)}
+    distinct = _distinct(halves, core)
+    early = {node for node in core if node not in halves.later and _makes_total(halves, node, distinct)}
     early = _before(halves, [*early, *anchored])
     late: set[Node] = set()
     for node in core:
@@ -151,6 +150,23 @@ def _late(halves: Halves, core: Sequence[Node], anchored: Sequence[Node]) -> set
         if node not in early and (after or node in halves.later or _is_holistic(halves, node)):
             late.add(node)
     return late
+
+
+def _distinct(halves: Halves, core: Sequence[Node]) -> set[Tensor]:
+    """The rows that each stand for an entry that occurs in the batch, however often: a shard has others than the whole.
+
+    How many there are is not known. What is looked up for each example again has a row an example, and is none.
+    """
+    found: set[Tensor] = set()
+    after: set[Node] = set()
+    for node in core:
+        if node.type in _DISTINCT or any(tensor.node in after for tensor in node.inputs):
+            after.add(node)
+            for tensor in node.outputs:
+                axes = halves.views.axes(tensor)
+                if axes and None in axes[0]:
+                    found.add(tensor)
+    return found
 
 
 def _is_holistic(halves: Halves, node: Node) -> bool:
@@ -162,8 +178,12 @@ def _is_holistic(halves: Halves, node: Node) -> bool:
     return picks or not all(halves.views.is_even(tensor) for tensor in node.outputs if tensor not in whole)
 
 
-def _makes_total(halves: Halves, node: Node) -> bool:
+def _makes_total(halves: Halves, node: Node, distinct: Collection[Tensor]) -> bool:
+    """Whether a total is made of a shard's examples."""
     if node.type in _OF_SHAPES or _is_holistic(halves, node):
+        return False
+    read = [tensor for tensor in node.inputs if halves.holds_batch(tensor)]
+    if read and all(tensor in distinct for tensor in read):
         return False
     return not all(halves.holds_batch(tensor) for tensor in node.outputs) or not node.outputs
 
