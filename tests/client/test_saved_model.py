@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import gradserve.client as gs
-from gradserve.client.checkpoint import Checkpoint
 from gradserve.errors import InvalidArgument, NotFound
 from gradserve.files.v1 import saved_model_pb2
 from gradserve.graph import dtypes
 from gradserve.graph.graph import FunctionName
+from gradserve.saved.checkpoint import Checkpoint
 from tests.client.saved import Nodes, add_function, write_checkpoint, write_model
 
 W = np.array([1.0, -2.0, 0.5], np.float32)

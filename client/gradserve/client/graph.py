@@ -13,13 +13,13 @@ from google.protobuf import text_format
 
 from gradserve.autodiff import Gradients, gradients
 from gradserve.client.messages import many, serialized
-from gradserve.client.saved_model import Loaded, read_meta_graph, read_saved_model
 from gradserve.errors import InvalidArgument, InvalidGraph
 from gradserve.graph import codec, dtypes
 from gradserve.graph import graph as language
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import current_graph, raw
 from gradserve.graph.shapes import Shape
+from gradserve.saved.saved_model import Loaded, read_meta_graph, read_saved_model
 from gradserve.v1 import graph_pb2
 
 TEXT_SUFFIXES = (".pbtxt", ".txt")

@@ -17,12 +17,12 @@ from typing import NamedTuple, TypeVar
 from google.protobuf.message import DecodeError
 
 from gradserve.autodiff.custom import CAPTURES, GIVEN
-from gradserve.client.checkpoint import Checkpoint
 from gradserve.errors import InvalidArgument
 from gradserve.files.v1 import saved_model_pb2
 from gradserve.graph import codec
 from gradserve.graph.functions import named_output
 from gradserve.graph.library import Library
+from gradserve.saved.checkpoint import Checkpoint
 from gradserve.v1 import graph_pb2
 
 Message = TypeVar("Message", saved_model_pb2.SavedModel, saved_model_pb2.MetaGraphDef)
