@@ -13,7 +13,8 @@ from gradserve.errors import InvalidArgument, NotFound
 from gradserve.files.v1 import saved_model_pb2
 from gradserve.graph import dtypes
 from gradserve.graph.graph import FunctionName
-from gradserve.saved.checkpoint import Checkpoint
+from gradserve.saved.checkpoint import Checkpoint, read_part
+from tests.client import partitioned
 from tests.client.saved import Nodes, add_function, write_checkpoint, write_model
 
 W = np.array([1.0, -2.0, 0.5], np.float32)
@@ -39,6 +40,32 @@ def test_a_checkpoint_is_read_as_it_was_written(tmp_path: Path) -> None:
         found = checkpoint.read(key)
         assert found.dtype == value.dtype
         np.testing.assert_array_equal(found, value)
+
+
+def test_slices_that_tensorflow_wrote_are_put_together(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(partitioned.write(tmp_path / "c"))
+    assert set(checkpoint.entries) == {"b", "layer/v", "layer/w", "long"}
+    w, v = np.arange(15.0).reshape(5, 3), np.arange(12.0).reshape(3, 4)
+    np.testing.assert_array_equal(checkpoint.read("layer/w"), w)
+    np.testing.assert_array_equal(checkpoint.read("layer/v"), v)
+    np.testing.assert_array_equal(checkpoint.read("long"), np.arange(300) % 251)
+    np.testing.assert_array_equal(checkpoint.read("layer/w", ((2, 2), (1, 2))), w[2:4, 1:])
+    np.testing.assert_array_equal(checkpoint.read("layer/v", read_part("3 4 -:1,2", "layer/v")), v[:, 1:3])
+    np.testing.assert_array_equal(checkpoint.read("b", ((1, 3),)), [1, 2, 3])
+
+
+def test_slices_that_do_not_fit_are_an_error(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(partitioned.write(tmp_path / "c"))
+    with pytest.raises(InvalidArgument, match=r"'layer/w' .* has the shape \(5, 3\), and no part"):
+        checkpoint.read("layer/w", ((4, 2), (0, 3)))
+    with pytest.raises(InvalidArgument, match="'5 3 0,x' is no part of 'layer/w'"):
+        read_part("5 3 0,x", "layer/w")
+    del checkpoint.entries["layer/w"].slices[0]
+    with pytest.raises(InvalidArgument, match=r"The slices of 'layer/w' .* leave gaps"):
+        checkpoint.read("layer/w")
+    checkpoint.entries["layer/v"].slices[0].extent[0].length = 2
+    with pytest.raises(InvalidArgument, match=r"lacks the slice \(\(0, 2\), .* of 'layer/v'"):
+        checkpoint.read("layer/v")
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
@@ -123,13 +150,13 @@ def _of_functions(folder: Path, capture_from: str = "model") -> Path:
     return write_model(folder, meta)
 
 
-def _of_references(folder: Path, slices: str = "") -> Path:
+def _of_references(folder: Path) -> Path:
     """y = x w + b, as TensorFlow 1 saves it."""
     write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
-    return write_model(folder, _references(slices))
+    return write_model(folder, _references())
 
 
-def _references(slices: str = "") -> saved_model_pb2.MetaGraphDef:
+def _references() -> saved_model_pb2.MetaGraphDef:
     meta = saved_model_pb2.MetaGraphDef()
     meta.meta_info_def.tags.append("serve")
     nodes = Nodes(meta.graph_def.node)
@@ -141,7 +168,7 @@ def _references(slices: str = "") -> saved_model_pb2.MetaGraphDef:
     nodes.add("AddV2", "y", "product", "b/read", T=FLOAT)
     nodes.add("Placeholder", "save/Const", dtype=dtypes.string, shape=())
     nodes.text("save/names", "b", "layer/w")
-    nodes.text("save/slices", "", slices)
+    nodes.text("save/slices", "", "")
     nodes.add("RestoreV2", "save/RestoreV2", "save/Const", "save/names", "save/slices", dtypes=[FLOAT, FLOAT])
     nodes.add("Assign", "save/Assign", "b", "save/RestoreV2", T=FLOAT)
     nodes.add("Assign", "save/Assign_1", "w", "save/RestoreV2:1", T=FLOAT)
@@ -202,9 +229,26 @@ def test_a_capture_from_another_function_is_an_error_that_names_the_gradient_fun
         graph.gradients(signature.outputs["y"], signature.inputs["x"])
 
 
-def test_a_partitioned_variable_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="The variable w is partitioned"):
-        gs.Graph.from_saved_model(_of_references(tmp_path, slices="6 0,3"))
+def test_a_partitioned_variable_is_restored_in_its_parts(client: gs.Client, tmp_path: Path) -> None:
+    """Also where the graph has other parts than the checkpoint."""
+    meta = saved_model_pb2.MetaGraphDef()
+    nodes = Nodes(meta.graph_def.node)
+    parts = {"w/part_0": ("layer/w", "5 3 0,4:-"), "w/part_1": ("layer/w", "5 3 4,1:-"), "b": ("b", "")}
+    nodes.add("Placeholder", "save/Const", dtype=dtypes.string, shape=())
+    nodes.text("save/names", *(key for key, _ in parts.values()))
+    nodes.text("save/slices", *(part for _, part in parts.values()))
+    nodes.add("RestoreV2", "save/RestoreV2", "save/Const", "save/names", "save/slices", dtypes=[FLOAT] * 3)
+    for k, (name, shape) in enumerate(zip(parts, [(4, 3), (1, 3), (4,)], strict=True)):
+        nodes.add("VariableV2", name, dtype=FLOAT, shape=shape)
+        nodes.add("Assign", f"save/Assign_{k}", name, f"save/RestoreV2:{k}", T=FLOAT)
+    meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "save/Const:0", "save/Assign_2"
+    prefix = partitioned.write(tmp_path / "model.ckpt")
+    prefix.with_name("model.ckpt.meta").write_bytes(meta.SerializeToString())
+    graph = gs.Graph.from_meta_graph(prefix.with_name("model.ckpt.meta"))
+    with client.session(graph) as session:
+        first, last, b = session.run(fetches=graph.variables)
+    np.testing.assert_array_equal(np.concatenate([first, last]), np.arange(15).reshape(5, 3))
+    np.testing.assert_array_equal(b, np.arange(4))
 
 
 def test_a_meta_graph_is_chosen_by_its_tags(tmp_path: Path) -> None:

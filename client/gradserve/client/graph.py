@@ -98,9 +98,9 @@ class Graph(language.Graph):
             )
         graph._fills_tables += [graph.node(loaded.init)] if loaded.init else []
         with graph.as_default():
-            for name, key in loaded.keys.items():
-                if name in graph and loaded.checkpoint is not None:
-                    graph.variables.append(Variable.saved(graph.tensor(name), loaded.checkpoint.read(key)))
+            for name in loaded.variables:
+                if name in graph:
+                    graph.variables.append(Variable.saved(graph.tensor(name), loaded.value(name)))
         return graph
 
     def as_graph_def(self) -> graph_pb2.GraphDef:

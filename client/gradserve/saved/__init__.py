@@ -1,1 +1,1 @@
-"""What TensorFlow writes to disk: SavedModels, meta graphs and checkpoints. The SDK reads them, and the command line."""
+"""What TensorFlow writes to disk, for the SDK and the command line: SavedModels, meta graphs and checkpoints."""

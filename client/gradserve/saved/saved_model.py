@@ -22,7 +22,7 @@ from gradserve.files.v1 import saved_model_pb2
 from gradserve.graph import codec
 from gradserve.graph.functions import named_output
 from gradserve.graph.library import Library
-from gradserve.saved.checkpoint import Checkpoint
+from gradserve.saved.checkpoint import Array, Checkpoint, Extents, read_part
 from gradserve.v1 import graph_pb2
 
 Message = TypeVar("Message", saved_model_pb2.SavedModel, saved_model_pb2.MetaGraphDef)
@@ -34,22 +34,34 @@ _GIVING = frozenset(("AssignVariableOp", "VarIsInitializedOp"))
 _COPIES = frozenset(("Identity", "RefIdentity", "Cast"))
 
 
+class Place(NamedTuple):
+    """A tensor of a checkpoint, by key, or a part of it."""
+
+    key: str
+    part: Extents | None
+
+
 class Loaded(NamedTuple):
     """A SavedModel as it was read.
 
     Attributes:
         message: its graph.
-        keys: for the node of each variable that is restored, its key in the checkpoint.
+        variables: for the node of each variable that is restored, where its value stands in the checkpoint.
         checkpoint: holds the values; None for a model without variables.
         signatures: for each signature, names of tensors to feed and to fetch.
         init: the name of the node that fills lookup tables; "" where there is nothing to fill.
     """
 
     message: graph_pb2.GraphDef
-    keys: Mapping[str, str]
+    variables: Mapping[str, Place]
     checkpoint: Checkpoint | None
     signatures: Mapping[str, tuple[Mapping[str, str], Mapping[str, str]]]
     init: str
+
+    def value(self, variable: str) -> Array:
+        """The value of a variable. Raises NotFound, InvalidArgument."""
+        assert self.checkpoint is not None
+        return self.checkpoint.read(*self.variables[variable])
 
 
 def read_saved_model(folder: str | PathLike[str], tags: Iterable[str] | None = None) -> Loaded:
@@ -59,7 +71,7 @@ def read_saved_model(folder: str | PathLike[str], tags: Iterable[str] | None = N
         tags: of the meta graph; None for the only one, or the one for serving.
 
     Raises:
-        InvalidArgument: it is no SavedModel, has no such meta graph, or a partitioned variable.
+        InvalidArgument: it is no SavedModel, or has no such meta graph.
     """
     path = Path(fspath(folder))
     model = _read(path / "saved_model.pb", saved_model_pb2.SavedModel, "Name a SavedModel's folder")
@@ -70,7 +82,7 @@ def read_saved_model(folder: str | PathLike[str], tags: Iterable[str] | None = N
 def read_meta_graph(path: str | PathLike[str]) -> Loaded:
     """Reads PREFIX.meta, with the checkpoint PREFIX beside it, as TensorFlow 1's Saver writes them.
 
-    Raises InvalidArgument: it is no MetaGraphDef, or has a partitioned variable.
+    Raises InvalidArgument: it is no MetaGraphDef.
     """
     file = Path(fspath(path))
     meta = _read(file, saved_model_pb2.MetaGraphDef, "Name the file that ends in .meta")
@@ -79,12 +91,12 @@ def read_meta_graph(path: str | PathLike[str]) -> Loaded:
 
 def _loaded(meta: saved_model_pb2.MetaGraphDef, prefix: Path) -> Loaded:
     message = meta.graph_def
-    keys = dict(_restored(message, meta.saver_def.restore_op_name))
+    variables = dict(_restored(message, meta.saver_def.restore_op_name))
     _add_captures(meta)
     _drop_saver(message, meta.saver_def)
     if message.library.function:
         used = _used(message)
-        keys = {variable: key for variable, key in keys.items() if variable in used}
+        variables = {variable: place for variable, place in variables.items() if variable in used}
     signatures = {
         name: (
             {key: info.name for key, info in signature.inputs.items() if info.name},
@@ -96,8 +108,8 @@ def _loaded(meta: saved_model_pb2.MetaGraphDef, prefix: Path) -> Loaded:
     init = next((_name(info.name) for info in meta.signature_def[_INIT].outputs.values()), "")
     if not any(node.input for node in message.node if node.name == init):
         init = ""
-    checkpoint = Checkpoint(prefix) if keys else None
-    return Loaded(message, keys, checkpoint, signatures, init)
+    checkpoint = Checkpoint(prefix) if variables else None
+    return Loaded(message, variables, checkpoint, signatures, init)
 
 
 def _read(path: Path, kind: type[Message], advice: str) -> Message:
@@ -124,8 +136,8 @@ def _choose(
 # What is restored
 
 
-def _restored(message: graph_pb2.GraphDef, restore: str) -> Iterator[tuple[str, str]]:
-    """The node of each variable that is restored, and its key."""
+def _restored(message: graph_pb2.GraphDef, restore: str) -> Iterator[tuple[str, Place]]:
+    """The node of each variable that is restored, and where its value stands."""
     nodes = {node.name: node for node in message.node}
     yield from _assigned(nodes, {})
     call = nodes.get(restore)
@@ -138,7 +150,7 @@ def _restored(message: graph_pb2.GraphDef, restore: str) -> Iterator[tuple[str, 
     yield from _assigned({node.name: node for node in definition.node_def}, outside)
 
 
-def _assigned(nodes: Mapping[str, graph_pb2.NodeDef], outside: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _assigned(nodes: Mapping[str, graph_pb2.NodeDef], outside: Mapping[str, str]) -> Iterator[tuple[str, Place]]:
     """The variables of nodes that assign what a RestoreV2 reads; `outside` are the arguments of their function."""
     for node in nodes.values():
         if node.op not in _ASSIGNS:
@@ -152,11 +164,8 @@ def _assigned(nodes: Mapping[str, graph_pb2.NodeDef], outside: Mapping[str, str]
         index = source.rpartition(":")[2]
         place = int(index) if index.isdigit() else 0
         variable = _name(outside.get(_name(node.input[0]), node.input[0]))
-        if slices[place]:
-            raise InvalidArgument(
-                f"The variable {variable} is partitioned (save it in one piece to load it here).", node=variable
-            )
-        yield variable, keys[place].decode()
+        key = keys[place].decode()
+        yield variable, Place(key, read_part(slices[place].decode(), key))
 
 
 def _used(message: graph_pb2.GraphDef) -> set[str]:
