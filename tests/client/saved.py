@@ -15,6 +15,9 @@ from gradserve.v1 import graph_pb2
 
 Array = np.ndarray[Any, Any]
 
+W = np.array([1.0, -2.0, 0.5], np.float32)
+B = np.array(0.25, np.float32)
+
 
 def write_checkpoint(prefix: Path, tensors: Mapping[str, Array], entries_a_block: int = 2) -> None:
     """Writes the tensors: an index of several blocks, and one data file."""
@@ -104,3 +107,40 @@ def write_model(folder: Path, *metas: saved_model_pb2.MetaGraphDef) -> Path:
     model = saved_model_pb2.SavedModel(meta_graphs=metas)
     (folder / "saved_model.pb").write_bytes(model.SerializeToString())
     return folder
+
+
+def write_references(folder: Path) -> Path:
+    """Writes the model of `references` with its checkpoint."""
+    write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
+    return write_model(folder, references())
+
+
+def references() -> saved_model_pb2.MetaGraphDef:
+    """y = x w + b with the values W and B, as TensorFlow 1 saves it."""
+    meta = saved_model_pb2.MetaGraphDef()
+    meta.meta_info_def.tags.append("serve")
+    nodes = Nodes(meta.graph_def.node)
+    nodes.add("Placeholder", "x", dtype=dtypes.float32, shape=(3,))
+    for name, value in (("w", W), ("b", B)):
+        nodes.add("VariableV2", name, dtype=dtypes.float32, shape=value.shape)
+        nodes.add("Identity", f"{name}/read", name, T=dtypes.float32)
+    nodes.add("Mul", "product", "x", "w/read", T=dtypes.float32)
+    nodes.add("AddV2", "y", "product", "b/read", T=dtypes.float32)
+    nodes.add("Placeholder", "save/Const", dtype=dtypes.string, shape=())
+    nodes.text("save/names", "b", "layer/w")
+    nodes.text("save/slices", "", "")
+    nodes.add(
+        "RestoreV2",
+        "save/RestoreV2",
+        "save/Const",
+        "save/names",
+        "save/slices",
+        dtypes=[dtypes.float32, dtypes.float32],
+    )
+    nodes.add("Assign", "save/Assign", "b", "save/RestoreV2", T=dtypes.float32)
+    nodes.add("Assign", "save/Assign_1", "w", "save/RestoreV2:1", T=dtypes.float32)
+    nodes.add("NoOp", "save/restore_all", "^save/Assign", "^save/Assign_1")
+    meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "save/Const:0", "save/restore_all"
+    signature = meta.signature_def["serving_default"]
+    signature.inputs["x"].name, signature.outputs["y"].name = "x:0", "y:0"
+    return meta

@@ -15,10 +15,17 @@ from gradserve.graph import dtypes
 from gradserve.graph.graph import FunctionName
 from gradserve.saved.checkpoint import Checkpoint, read_part
 from tests.client import partitioned
-from tests.client.saved import Nodes, add_function, write_checkpoint, write_model
+from tests.client.saved import (
+    B,
+    Nodes,
+    W,
+    add_function,
+    references,
+    write_checkpoint,
+    write_model,
+    write_references,
+)
 
-W = np.array([1.0, -2.0, 0.5], np.float32)
-B = np.array(0.25, np.float32)
 X = np.array([0.3, -0.7, 1.1], np.float32)
 FLOAT, RESOURCE = dtypes.float32, dtypes.resource
 
@@ -150,35 +157,6 @@ def _of_functions(folder: Path, capture_from: str = "model") -> Path:
     return write_model(folder, meta)
 
 
-def _of_references(folder: Path) -> Path:
-    """y = x w + b, as TensorFlow 1 saves it."""
-    write_checkpoint(folder / "variables" / "variables", {"layer/w": W, "b": B})
-    return write_model(folder, _references())
-
-
-def _references() -> saved_model_pb2.MetaGraphDef:
-    meta = saved_model_pb2.MetaGraphDef()
-    meta.meta_info_def.tags.append("serve")
-    nodes = Nodes(meta.graph_def.node)
-    nodes.add("Placeholder", "x", dtype=FLOAT, shape=(3,))
-    for name, value in (("w", W), ("b", B)):
-        nodes.add("VariableV2", name, dtype=FLOAT, shape=value.shape)
-        nodes.add("Identity", f"{name}/read", name, T=FLOAT)
-    nodes.add("Mul", "product", "x", "w/read", T=FLOAT)
-    nodes.add("AddV2", "y", "product", "b/read", T=FLOAT)
-    nodes.add("Placeholder", "save/Const", dtype=dtypes.string, shape=())
-    nodes.text("save/names", "b", "layer/w")
-    nodes.text("save/slices", "", "")
-    nodes.add("RestoreV2", "save/RestoreV2", "save/Const", "save/names", "save/slices", dtypes=[FLOAT, FLOAT])
-    nodes.add("Assign", "save/Assign", "b", "save/RestoreV2", T=FLOAT)
-    nodes.add("Assign", "save/Assign_1", "w", "save/RestoreV2:1", T=FLOAT)
-    nodes.add("NoOp", "save/restore_all", "^save/Assign", "^save/Assign_1")
-    meta.saver_def.filename_tensor_name, meta.saver_def.restore_op_name = "save/Const:0", "save/restore_all"
-    signature = meta.signature_def["serving_default"]
-    signature.inputs["x"].name, signature.outputs["y"].name = "x:0", "y:0"
-    return meta
-
-
 def test_a_model_of_functions_gives_its_values_and_the_gradients_that_were_saved_with_it(
     client: gs.Client, tmp_path: Path
 ) -> None:
@@ -195,7 +173,7 @@ def test_a_model_of_functions_gives_its_values_and_the_gradients_that_were_saved
 
 
 def test_a_model_of_references_gives_values_and_gradients(client: gs.Client, tmp_path: Path) -> None:
-    graph = gs.Graph.from_saved_model(_of_references(tmp_path))
+    graph = gs.Graph.from_saved_model(write_references(tmp_path))
     x, y = graph.tensor("x"), graph.signatures["serving_default"].outputs["y"]
     assert "save/Assign" not in graph
     bias, weight = graph.variables
@@ -209,7 +187,7 @@ def test_a_model_of_references_gives_values_and_gradients(client: gs.Client, tmp
 
 def test_a_meta_graph_is_loaded_with_the_checkpoint_beside_it(client: gs.Client, tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "model.ckpt-7", {"layer/w": W, "b": B})
-    (tmp_path / "model.ckpt-7.meta").write_bytes(_references().SerializeToString())
+    (tmp_path / "model.ckpt-7.meta").write_bytes(references().SerializeToString())
     graph = gs.Graph.from_meta_graph(tmp_path / "model.ckpt-7.meta")
     with client.session(graph) as session:
         np.testing.assert_allclose(session.run({"x": X}, ["y"])[0], X * W + B)
@@ -217,7 +195,7 @@ def test_a_meta_graph_is_loaded_with_the_checkpoint_beside_it(client: gs.Client,
 
 def test_what_is_no_graph_def_says_how_it_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"is a SavedModel: load its folder with Graph.from_saved_model"):
-        gs.load_graph(_of_references(tmp_path))
+        gs.load_graph(write_references(tmp_path))
     with pytest.raises(InvalidArgument, match=r"is a meta graph: load it with Graph.from_meta_graph"):
         gs.load_graph(tmp_path / "model.meta")
 

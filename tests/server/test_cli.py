@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from click.testing import CliRunner, Result
 from gradserve.server.cli import main
 from gradserve.server.remote import Remote
 from gradserve.v1 import gradient_service_pb2 as wire
+from tests.client.saved import B, W, references, write_checkpoint, write_model, write_references
 from tests.server.serving import product, remote
 
 __all__ = ["remote"]
@@ -112,6 +115,91 @@ def test_graphs_and_status_are_shown(remote: Remote) -> None:
     assert json.loads(gradserve("graphs", "--server", remote.address, "--json").stdout)[0]["node_count"] == "6"
     assert "/job:worker/replica:0/task:1" in gradserve("status", "--server", remote.address).output
     assert len(json.loads(gradserve("status", "--server", remote.address, "--json").stdout)["workers"]) == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "meta"])
+def test_a_model_is_read_with_the_values_of_its_variables(tmp_path: Path, remote: Remote, kind: str) -> None:
+    model = write_references(tmp_path / "model")
+    if kind == "file":
+        model /= "saved_model.pb"
+    elif kind == "meta":
+        model = tmp_path / "model.ckpt.meta"
+        write_checkpoint(tmp_path / "model.ckpt", {"layer/w": W, "b": B})
+        model.write_bytes(references().SerializeToString())
+    x = np.array([3.0, 4.0, 5.0], np.float32)
+    np.savez(tmp_path / "feeds.npz", x=x)
+    out = tmp_path / "grads.npz"
+    result = gradserve(
+        "gradients", model, "--ys", "y", "--xs", "x,w", "--return-ys", "--feeds", tmp_path / "feeds.npz", "--out", out,
+        "--server", remote.address,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with np.load(out) as found:
+        np.testing.assert_allclose(found["ys/y"], x * W + B)
+        np.testing.assert_allclose(found["x"], W)
+        np.testing.assert_allclose(found["w"], x)
+    assert not remote.call(remote.gradients.ListSessions, wire.ListSessionsRequest()).sessions
+    planned = gradserve(
+        "explain", model, "--fetch", "y", "--feeds", tmp_path / "feeds.npz", "--server", remote.address
+    )  # fmt: skip
+    assert planned.exit_code == 0, planned.output
+
+
+def test_a_signature_names_tensors(tmp_path: Path, remote: Remote) -> None:
+    meta = references()
+    signature = meta.signature_def["serving_default"]
+    signature.inputs["features"].name, signature.outputs["score"].name = "x:0", "y:0"
+    write_references(tmp_path)
+    write_model(tmp_path, meta)
+    np.savez(tmp_path / "feeds.npz", features=W)
+    np.savez(tmp_path / "seeds.npz", score=2 * np.ones(3, np.float32))
+    common = [tmp_path, "--signature", "serving_default", "--server", remote.address, "--feeds", tmp_path / "feeds.npz"]
+    more = ["--xs", "features", "--fetch", "score", "--grad-ys", tmp_path / "seeds.npz", "--out", tmp_path / "out.npz"]
+    result = gradserve("gradients", *common, "--ys", "score", *more)
+    assert result.exit_code == 0, result.output
+    with np.load(tmp_path / "out.npz") as found:
+        assert set(found.files) == {"features", "score"}
+        np.testing.assert_allclose(found["features"], 2 * W)
+        np.testing.assert_allclose(found["score"], W * W + B)
+    assert "inputs features, x and the outputs" in gradserve("explain", *common).stderr
+    unknown = gradserve("gradients", tmp_path, "--signature", "train", "--ys", "y", "--xs", "x")
+    assert unknown.stderr.startswith("error: There is no signature 'train': the model has serving_default.")
+
+
+def test_what_holds_no_graph_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.pbtxt").write_text("no graph")
+    for name, message in (("empty", "Name a SavedModel's folder"), ("bad.pbtxt", "is no GraphDef in text form")):
+        result = gradserve("gradients", tmp_path / name, "--ys", "y", "--xs", "x")
+        assert result.exit_code == 1
+        assert message in result.stderr
+
+
+def test_a_server_holds_models_from_its_start(tmp_path: Path) -> None:
+    model = write_references(tmp_path / "model")
+    (tmp_path / "graph.pb").write_bytes(product())
+    models = ["--model", f"linear={model}", "--model", f"plain={tmp_path / 'graph.pb'}"]
+    command = [sys.executable, "-m", "gradserve.server", "serve", "--port", "0", "--workers", "1", "--engine", "numpy"]
+    command += ["--json", "--follow-stdin", "--data-dir", str(tmp_path / "data")]
+    for _ in range(2):  # and again, on the data of the first time
+        with subprocess.Popen([*command, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            address = json.loads(process.stdout.readline())["address"]
+            with Remote(address) as remote:
+                remote.connect()
+                graphs = remote.call(remote.gradients.ListGraphs, wire.ListGraphsRequest()).graphs
+                assert {graph.name for graph in graphs} == {"graphs/linear", "graphs/plain"}
+                feeds = [wire.NamedTensor(name="x", value=remote.value(W, "x"))]
+                source = wire.GraphSource(session="sessions/linear")
+                response = remote.call(remote.gradients.Run, wire.RunRequest(source=source, feeds=feeds, fetches=["y"]))
+                np.testing.assert_allclose(remote.array(response.fetches[0].value, "y"), W * W + B)
+            process.communicate(timeout=60)
+    other = subprocess.run(
+        [*command, "--model", f"linear={tmp_path / 'graph.pb'}"], stdin=subprocess.PIPE, capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert other.returncode == 1
+    assert "has another graph graphs/linear" in other.stderr
 
 
 def test_help_names_every_option() -> None:

@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from google.protobuf import text_format
 
 from gradserve.autodiff import Gradients, gradients
 from gradserve.client.messages import many, serialized
-from gradserve.errors import InvalidArgument, InvalidGraph
+from gradserve.errors import InvalidArgument
 from gradserve.graph import codec, dtypes
 from gradserve.graph import graph as language
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import current_graph, raw
 from gradserve.graph.shapes import Shape
+from gradserve.saved.model import first_value, read_graph_def
 from gradserve.saved.saved_model import Loaded, read_meta_graph, read_saved_model
 from gradserve.v1 import graph_pb2
-
-TEXT_SUFFIXES = (".pbtxt", ".txt")
 
 
 class Signature(NamedTuple):
@@ -160,16 +158,7 @@ def _message(source: Any) -> graph_pb2.GraphDef:
             raise InvalidArgument(f"{path} is a SavedModel: load its folder with Graph.from_saved_model.", file=path)
         if path.suffix == ".meta":
             raise InvalidArgument(f"{path} is a meta graph: load it with Graph.from_meta_graph.", file=path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise InvalidArgument(f"{path} can't be read: {error.strerror}.", file=path) from None
-        if path.suffix not in TEXT_SUFFIXES:
-            return codec.read_graph(data)
-        try:
-            return text_format.Parse(data, graph_pb2.GraphDef())
-        except text_format.ParseError as error:
-            raise InvalidGraph(f"{path} is no GraphDef in text form: {error}.", file=path) from None
+        return read_graph_def(path)
     if isinstance(source, graph_pb2.GraphDef):
         return source
     return codec.read_graph(serialized(source))
@@ -228,13 +217,11 @@ class Variable(Tensor):
         kind = dtypes.as_dtype(value.dtype)
         variable = cls.__new__(cls)
         variable.handle = handle
-        with graph.colocate_with(handle), graph.name_scope(f"{graph.unique_name(f'{handle.node.name}/saved')}/"):
-            first = raw.Placeholder(dtype=kind, shape=value.shape, name="value")
+        first, variable.initializer = first_value(handle, value)
+        with graph.colocate_with(handle), graph.name_scope(first.node.name.removesuffix("value")):
             if handle.dtype.kind == "r":
-                variable.initializer = raw.AssignVariableOp.run(handle, first, dtype=kind, name="assign")
                 read = raw.ReadVariableOp(handle, dtype=kind, name="read")
             else:
-                variable.initializer = raw.Assign(handle, first, name="assign").node
                 read = raw.Identity(handle, name="read")
         Tensor.__init__(variable, read.node, 0, read.dtype, read.shape)
         read.node._outputs = (variable,)  # pyright: ignore[reportPrivateUsage]  # so that it is that very tensor

@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,23 +25,26 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from gradserve.errors import Unavailable
+from gradserve.saved.model import Model
 from gradserve.server.gradient_service import GradientService
 from gradserve.server.graphs import GraphStore
 from gradserve.server.interceptors import Admission, Gate
 from gradserve.server.limits import Limits
+from gradserve.server.models import hold
 from gradserve.server.runtime import Runtime, RuntimeOptions
 from gradserve.server.sessions import Sessions
 from gradserve.server.telemetry import Telemetry
 from gradserve.server.tensor_service import TensorService
 from gradserve.server.tensor_store import TensorStore
-from gradserve.v1 import gradient_service_pb2, gradient_service_pb2_grpc, tensor_service_pb2, tensor_service_pb2_grpc
+from gradserve.v1 import gradient_service_pb2 as wire
+from gradserve.v1 import gradient_service_pb2_grpc, tensor_service_pb2, tensor_service_pb2_grpc
 
 SWEEP_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
 SERVICES = (
-    gradient_service_pb2.DESCRIPTOR.services_by_name["GradientService"].full_name,
+    wire.DESCRIPTOR.services_by_name["GradientService"].full_name,
     tensor_service_pb2.DESCRIPTOR.services_by_name["TensorService"].full_name,
 )
 
@@ -56,6 +59,7 @@ class ServerOptions:
         grace_seconds: how long running requests may take to finish when the server stops.
         runtime: its workers.
         limits: its bounds.
+        models: what it holds from the start, by name.
     """
 
     host: str = "127.0.0.1"
@@ -64,6 +68,7 @@ class ServerOptions:
     grace_seconds: float = 30.0
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
     limits: Limits = field(default_factory=Limits)
+    models: Mapping[str, Model] = field(default_factory=dict)
 
 
 class Server:
@@ -115,6 +120,8 @@ class Server:
             ],
         )
         gradient_service = GradientService(self.runtime, store, sessions, tensors, limits, self.telemetry)
+        for name, model in options.models.items():
+            await hold(gradient_service, name, model)
         gradient_service_pb2_grpc.add_GradientServiceServicer_to_server(gradient_service, server)
         tensor_service_pb2_grpc.add_TensorServiceServicer_to_server(TensorService(tensors), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

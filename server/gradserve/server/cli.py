@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import sys
-import zipfile
 from collections.abc import Callable, Generator
 from dataclasses import fields
 from functools import wraps
@@ -24,20 +23,15 @@ from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, Ta
 from rich.table import Table
 
 from gradserve.errors import GradserveError, InvalidArgument, Unavailable
+from gradserve.saved.model import read_model
 from gradserve.server import embedded
 from gradserve.server.limits import Limits, descriptions
-from gradserve.server.remote import Remote, read_graph, silent
+from gradserve.server.remote import Remote, silent
+from gradserve.server.requests import METHODS, REDUCTIONS, UNCONNECTED, Asked, read_arrays
 from gradserve.v1 import gradient_service_pb2 as wire
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-METHODS = {
-    "add-n": wire.AGGREGATION_METHOD_ADD_N,
-    "tree": wire.AGGREGATION_METHOD_TREE,
-    "accumulate-n": wire.AGGREGATION_METHOD_ACCUMULATE_N,
-}
-UNCONNECTED = {"none": wire.UNCONNECTED_GRADIENTS_NONE, "zero": wire.UNCONNECTED_GRADIENTS_ZERO}
-REDUCTIONS = {"mean": wire.REDUCTION_MEAN, "sum": wire.REDUCTION_SUM}
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -112,18 +106,6 @@ def sharding_options(command: F) -> F:
     for option in reversed(listed):
         command = option(command)
     return command
-
-
-def run_options(
-    allow_soft_placement: bool, shards: int | None, split: list[str], reduction: str, memory_budget: int
-) -> wire.RunOptions:
-    """The wire's form of how a step is run. Raises InvalidArgument."""
-    message = wire.RunOptions(allow_soft_placement=allow_soft_placement, memory_budget_bytes=memory_budget)
-    if shards is not None:
-        message.sharding.CopyFrom(wire.Sharding(shards=shards, feeds=split, reduction=REDUCTIONS[reduction]))
-    elif split:
-        raise InvalidArgument("--split names feeds to split, but there is no --shards: say how many.")
-    return message
 
 
 server_option = click.option(
@@ -263,6 +245,15 @@ def main() -> None:
     show_default=True,
     help="Most memory that a step's tensors may take on one worker; 0: no limit.",
 )
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    callback=pairs,
+    metavar="NAME=MODEL",
+    help="Hold a model, as `gradients` takes it, as graphs/NAME; where it has variables also as the session "
+    "sessions/NAME, with their values.",
+)
 @limit_options
 @click.option("--verbose", is_flag=True, help="Log every call, not only failures.")
 @click.option("--follow-stdin", is_flag=True, hidden=True, help="End when standard input does.")
@@ -283,6 +274,7 @@ def serve(
     stall_timeout_seconds: float,
     patience_seconds: float,
     memory_limit_bytes: int,
+    models: dict[str, str],
     verbose: bool,
     follow_stdin: bool,
     as_json: bool,
@@ -323,6 +315,7 @@ def serve(
             memory_limit_bytes=memory_limit_bytes,
         ),
         limits=bounds,
+        models={name: read_model(Path(path)) for name, path in models.items()},
     )
 
     def ready(address: str) -> None:
@@ -368,48 +361,20 @@ class _Shown:
         self._progress.update(self._tasks[what], completed=done)
 
 
-def read_arrays(path: Path | None) -> dict[str, np.ndarray[Any, Any]]:
-    """The arrays of an .npz file. Raises InvalidArgument."""
-    if path is None:
-        return {}
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise InvalidArgument(f"{path} is no .npz file of plain arrays: {error}. Write it with numpy.savez.") from None
-
-
-def options_message(remote: Remote, options: dict[str, Any]) -> wire.GradientOptions:
-    """The wire's form of the gradient options. Raises InvalidArgument."""
-    message = wire.GradientOptions(
-        ys=options["ys"],
-        xs=options["xs"],
-        name=options["name"],
-        colocate_gradients_with_ops=options["colocate_gradients_with_ops"],
-        gate_gradients=options["gate_gradients"],
-        aggregation_method=METHODS[options["aggregation_method"]],
-        stop_gradients=options["stop_gradients"],
-        unconnected_gradients=UNCONNECTED[options["unconnected_gradients"]],
-        deduplicate=options["deduplicate"],
-    )
-    arrays, tensors = read_arrays(options["grad_ys"]), options["grad_y_tensors"]
-    unknown = sorted((set(arrays) | set(tensors)) - set(options["ys"]))
-    if unknown:
-        raise InvalidArgument(
-            f"There are seeds for {', '.join(unknown)}, which --ys does not name: name them there too."
-        )
-    if arrays or tensors:
-        for y in options["ys"]:
-            seed = message.grad_ys.add()
-            if y in tensors:
-                seed.tensor = tensors[y]
-            elif y in arrays:
-                seed.value.CopyFrom(remote.value(arrays[y], f"seed of {y}"))
-    return message
+def model_argument(command: F) -> F:
+    """A graph in a file or folder, and how its tensors are named."""
+    listed = [
+        click.argument("graph", type=click.Path(exists=True, path_type=Path), metavar="MODEL"),
+        click.option("--signature", metavar="NAME",
+                     help="A signature of a SavedModel: tensors may be named as it names them."),
+    ]  # fmt: skip
+    for part in reversed(listed):
+        command = part(command)
+    return command
 
 
 @main.command(context_settings=SETTINGS)
-@click.argument("graph", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="GRAPH.pb")
+@model_argument
 @gradient_options(required=True)
 @click.option(
     "--feeds",
@@ -438,6 +403,7 @@ def options_message(remote: Remote, options: dict[str, Any]) -> wire.GradientOpt
 @reporting
 def gradients(
     graph: Path,
+    signature: str | None,
     feeds: Path | None,
     output: Path | None,
     return_ys: bool,
@@ -455,29 +421,28 @@ def gradients(
 ) -> None:
     """Compute the partial derivatives of --ys with respect to --xs.
 
-    GRAPH.pb is a GraphDef, as TensorFlow's graph.as_graph_def().SerializeToString() gives it (.pbtxt: as text).
+    MODEL is a GraphDef, as TensorFlow's graph.as_graph_def().SerializeToString() gives it (.pbtxt: as text); the folder
+    of a SavedModel; or model.ckpt.meta with the checkpoint beside it. The variables of the last two have the values
+    that were saved.
     """
-    data = read_graph(graph)
-    with connection(server, workers, engine, as_json) as remote:
+    asked = Asked(graph, signature)
+    with connection(server, workers, engine, as_json) as remote, remote.source(asked.model) as source:
         request = wire.ComputeGradientsRequest(
-            source=wire.GraphSource(inline=remote.graph(data)),
-            feeds=[
-                wire.NamedTensor(name=name, value=remote.value(array, name))
-                for name, array in read_arrays(feeds).items()
-            ],
-            gradients=options_message(remote, options),
+            source=source,
+            feeds=asked.feeds(remote, read_arrays(feeds)),
+            gradients=asked.gradient_options(remote, options),
             return_ys=return_ys,
-            fetches=fetches,
-            options=run_options(allow_soft_placement, shards, split, reduction, memory_budget),
+            fetches=asked.tensors(fetches),
+            options=asked.run_options(allow_soft_placement, shards, split, reduction, memory_budget),
         )
         response = remote.call(remote.gradients.ComputeGradients, request)
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         rows: list[dict[str, Any]] = []
         for x, gradient in zip(options["xs"], response.gradients, strict=True):
             rows.append(_collect(remote, x, gradient, arrays))
-        for prefix, values in (("ys/", response.ys), ("", response.fetches)):
-            for entry in values:
-                arrays[prefix + entry.name] = remote.array(entry.value, entry.name)
+        for prefix, said, values in (("ys/", options["ys"], response.ys), ("", fetches, response.fetches)):
+            for name, entry in zip(said, values, strict=False):  # the ys come where they are asked for
+                arrays[prefix + name] = remote.array(entry.value, name)
     if output is not None:
         with output.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)  # pyright: ignore[reportArgumentType]
@@ -518,7 +483,7 @@ def _describe(array: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 @main.command(context_settings=SETTINGS)
-@click.argument("graph", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="GRAPH.pb")
+@model_argument
 @gradient_options(required=False)
 @click.option(
     "--feeds",
@@ -538,6 +503,7 @@ def _describe(array: np.ndarray[Any, Any]) -> dict[str, Any]:
 @reporting
 def explain(
     graph: Path,
+    signature: str | None,
     feeds: Path | None,
     fetches: list[str],
     targets: list[str],
@@ -555,20 +521,19 @@ def explain(
 ) -> None:
     """Show how a request would run: placement, segments, what crosses between workers.
 
-    Nothing is computed. Give --ys and --xs for gradients, --fetch for plain values, or both.
+    Nothing is computed. Give --ys and --xs for gradients, --fetch for plain values, or both. MODEL is as for gradients.
     """
-    data = read_graph(graph)
+    asked = Asked(graph, signature)
     if not (options["ys"] or fetches or targets):
-        raise click.UsageError("Say what to explain: --ys and --xs, --fetch, or --target.")
+        raise click.UsageError(f"Say what to explain: --ys and --xs, --fetch, or --target.{asked.signatures()}")
     with connection(server, workers, engine, as_json) as remote:
-        specs = [_spec(name, array) for name, array in read_arrays(feeds).items()]
         request = wire.ExplainPlanRequest(
-            source=wire.GraphSource(inline=remote.graph(data)),
-            feeds=specs,
-            gradients=options_message(remote, options) if options["ys"] else None,
-            fetches=fetches,
+            source=wire.GraphSource(inline=remote.graph(asked.model.graph)),
+            feeds=asked.specs(read_arrays(feeds)),
+            gradients=asked.gradient_options(remote, options) if options["ys"] else None,
+            fetches=asked.tensors(fetches),
             targets=targets,
-            options=run_options(allow_soft_placement, shards, split, reduction, memory_budget),
+            options=asked.run_options(allow_soft_placement, shards, split, reduction, memory_budget),
         )
         response: wire.ExplainPlanResponse = remote.call(remote.gradients.ExplainPlan, request)
     if as_json:
@@ -604,13 +569,6 @@ def _show_plan(response: wire.ExplainPlanResponse, show_nodes: bool) -> None:
         out.print(f"{response.recomputed_flops:,.0f} of the operations compute again what the budget has no room for.")
     for note in response.notes:
         out.print(_plain(note))
-
-
-def _spec(name: str, array: np.ndarray[Any, Any]) -> wire.TensorSpec:
-    from gradserve.graph import codec, dtypes
-
-    number: Any = dtypes.as_dtype(array.dtype).number
-    return wire.TensorSpec(name=name, dtype=number, shape=codec.shape_to_message(array.shape))
 
 
 def _as_json(message: Any) -> str:

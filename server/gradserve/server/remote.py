@@ -5,9 +5,9 @@ This is not the SDK; it is what a thin program in any language would write.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grpc
@@ -15,8 +15,9 @@ import numpy as np
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from gradserve.errors import GradserveError, InvalidArgument, Unavailable, by_reason
+from gradserve.errors import GradserveError, Unavailable, by_reason
 from gradserve.graph import codec, dtypes
+from gradserve.saved.model import Model
 from gradserve.server.tensor_store import CHUNK_BYTES, digest_suffix
 from gradserve.v1 import (
     gradient_service_pb2,
@@ -87,6 +88,30 @@ class Remote:
         name = self._upload(np.frombuffer(data, np.uint8), tensor_pb2.DT_UINT8, "graph")
         return gradient_service_pb2.GraphValue(reference=name)
 
+    @contextlib.contextmanager
+    def source(self, model: Model) -> Generator[gradient_service_pb2.GraphSource]:
+        """Where a model is to be run: as it is, or in a session for this once where its variables have values."""
+        if not model.targets:
+            yield gradient_service_pb2.GraphSource(inline=self.graph(model.graph))
+            return
+        session = self.open(model)
+        try:
+            yield gradient_service_pb2.GraphSource(session=session)
+        finally:
+            self.call(self.gradients.DeleteSession, gradient_service_pb2.DeleteSessionRequest(name=session))
+
+    def open(self, model: Model) -> str:
+        """The name of a new session, the model's variables having their values."""
+        request = gradient_service_pb2.CreateSessionRequest(
+            source=gradient_service_pb2.GraphSource(inline=self.graph(model.graph)),
+            init_targets=model.targets,
+            feeds=[
+                gradient_service_pb2.NamedTensor(name=name, value=self.value(array, name))
+                for name, array in model.values.items()
+            ],
+        )
+        return self.call(self.gradients.CreateSession, request).session.name
+
     def array(self, value: gradient_service_pb2.TensorValue, what: str) -> Array:
         """The array of a value, downloaded where it is by reference."""
         if value.WhichOneof("kind") == "tensor":
@@ -135,18 +160,3 @@ def error_of(error: Any) -> GradserveError:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         return Unavailable(f"The server can't be reached: {error.details()}.")
     return GradserveError(f"{error.code().name}: {error.details()}")
-
-
-def read_graph(path: Path) -> bytes:
-    """The bytes of a GraphDef file, binary or text. Raises InvalidArgument."""
-    from google.protobuf import text_format
-
-    from gradserve.v1 import graph_pb2
-
-    data = path.read_bytes()
-    if path.suffix not in (".pbtxt", ".txt"):
-        return data
-    try:
-        return text_format.Parse(data, graph_pb2.GraphDef()).SerializeToString()
-    except text_format.ParseError as error:
-        raise InvalidArgument(f"{path} is no GraphDef in text form: {error}.", file=path) from None
