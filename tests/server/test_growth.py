@@ -16,7 +16,7 @@ from gradserve.server.batch_axes import views
 from gradserve.server.extract import extract
 from gradserve.server.growth import ANY, Growths, growths
 from gradserve.server.halves import dependents
-from gradserve.server.weights import WEIGHT, Weights
+from gradserve.server.weights import Weights
 from gradserve.workers.segment import needed
 from tests.ops.differences import run
 
@@ -50,8 +50,8 @@ class Request:
         weights = Weights(found.weighed)
         graph, stands = extract(self.graph, nodes, [self.x, self.w], weights.instead)
         feeds = [(stands[self.x], x), (stands[self.w], np.linspace(-1, 1, 9).reshape(3, 3))]
-        if weights.used:
-            feeds.append((graph.tensor(WEIGHT), np.array(weight)))
+        if weights.name:
+            feeds.append((graph.tensor(weights.name), np.array(weight)))
         return run([stands[tensor] for tensor in wanted], *map(list, zip(*feeds, strict=True)))
 
 

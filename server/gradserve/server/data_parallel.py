@@ -27,7 +27,6 @@ from gradserve.server.plan import Plan
 from gradserve.server.sharding import bounds, check_feeds, check_slices, piece
 from gradserve.server.shards import Part, Role, Sharded, known_shape, sum_graph
 from gradserve.server.variables import Variables
-from gradserve.server.weights import WEIGHT
 
 Signature = tuple[tuple[str, np.dtype, tuple[int, ...]], ...]
 # key, graph, feeds, fetches, targets, options
@@ -185,10 +184,11 @@ class _ShardedStep:
             arrays = piece(sharding, self.request.feeds, start, end)
             own = dict(zip(arrays, self.own(self.dispatcher.put(list(arrays.values()))), strict=True))
             fed = {name: (arrays[feed], own[feed]) if feed in own else self.whole[feed] for feed, name in each.feeds}
-            if self.sharded.weighted:
+            name = self.sharded.weight
+            if name:
                 weight = np.array((end - start) / self.examples)
-                [own[WEIGHT]] = self.own(self.dispatcher.put([weight]))
-                fed[WEIGHT] = weight, own[WEIGHT]
+                [own[name]] = self.own(self.dispatcher.put([weight]))
+                fed[name] = weight, own[name]
             signature = tuple((name, array.dtype, array.shape) for name, (array, _) in fed.items())
             plan = await self.plan(
                 shard_key(self.request.key), each.graph, signature, each.fetches, each.targets,

@@ -118,12 +118,12 @@ def growths(
             continue
         known = _Known(found.of, frozenset(), views, depth)
         ends = _of_node(node, known)
-        given = {tensor: known.find(tensor) for tensor in node.inputs}
-        divided = frozenset(t for t, growth in given.items() if growth == -1 and t.dtype.base.kind in "fc")
-        if None in ends and divided and not depth and None not in given.values():
+        read = {tensor: known.find(tensor) for tensor in node.inputs}
+        divided = frozenset(t for t, growth in read.items() if growth == -1 and t.dtype.base.kind in "fc")
+        if None in ends and divided and not depth and None not in read.values():
             ends = _of_node(node, known._replace(weighed=divided))
             found.weighed[node] = divided
-        if node in found.weighed or (None not in given.values() and any(tensor in scaled for tensor in node.inputs)):
+        if node in found.weighed or (None not in read.values() and any(tensor in scaled for tensor in node.inputs)):
             scaled.update(node.outputs)
             ends = [WHOLE if growth is None else growth for growth in ends]
         for tensor, growth in zip(node.outputs, ends, strict=True):

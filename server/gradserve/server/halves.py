@@ -10,7 +10,7 @@ A tensor that depends on a feed that is split holds the batch where one of its d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from gradserve.graph.graph import Node, Tensor
@@ -18,6 +18,7 @@ from gradserve.server.batch_axes import Views
 from gradserve.server.effects import is_handle, writes
 from gradserve.server.flow import variable_name
 from gradserve.server.growth import ANY, Growth, Growths, growths
+from gradserve.workers.segment import controls
 
 # What a part of the examples says nothing of.
 _DISTINCT = frozenset(("Unique", "UniqueV2", "UniqueWithCounts", "UniqueWithCountsV2"))
@@ -135,6 +136,20 @@ def dependents(split: Iterable[Tensor], fed: Collection[Tensor], among: Collecti
     return found
 
 
+def with_rows(
+    tensors: Iterable[Tensor], split: Collection[Tensor], fed: Collection[Tensor], views: Views
+) -> set[Tensor]:
+    """Those tensors that have a row an example: they depend on one that is split, and hold the batch first."""
+    dependent = dependents(split, fed)
+    found: set[Tensor] = set()
+    for tensor in tensors:
+        axes = views.axes(tensor)
+        depends = tensor in split or (tensor not in fed and tensor.node in dependent)
+        if depends and (axes is None or any(axis.place == 0 for axis in axes)):
+            found.add(tensor)
+    return found
+
+
 def _touches_batch(halves: Halves, node: Node) -> bool:
     return any(halves.holds_batch(tensor) for tensor in (*node.inputs, *node.outputs))
 
@@ -226,7 +241,7 @@ def _before(halves: Halves, nodes: Iterable[Node]) -> set[Node]:
 # Variables
 
 
-def _later(order: Sequence[Node], writers: Collection[Node], fed: Collection[Tensor]) -> set[Node]:
+def _later(order: Sequence[Node], writers: Collection[Node], fed: Set[Tensor]) -> set[Node]:
     """The nodes that read a variable after it has changed, and all that is computed of what they read."""
     bits: dict[str, int] = {}
     changed: dict[Node, int] = {}  # what has changed before a node, or by it: a bit a variable
@@ -234,7 +249,7 @@ def _later(order: Sequence[Node], writers: Collection[Node], fed: Collection[Ten
     for node in order:
         sources = [tensor.node for tensor in node.inputs if tensor not in fed]
         before = 0
-        for source in (*sources, *node.control_inputs):
+        for source in (*sources, *controls(node, fed)):
             before |= changed[source]
         own = 0
         for name in variables_of(node):

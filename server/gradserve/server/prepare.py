@@ -22,6 +22,7 @@ from gradserve.server.differentiate import (
     seed_name,
 )
 from gradserve.server.graphs import GraphVersion
+from gradserve.server.halves import with_rows
 from gradserve.server.limits import Limits
 from gradserve.server.sharding import Reduction, Sharding, Slices, bounds
 from gradserve.server.shards import Kind, Sharded, Wanted, cut
@@ -183,7 +184,8 @@ def sharding_of(options: wire.RunOptions, shapes: Mapping[str, Shape], limits: L
     known = tuple((name, (None, *shape[1:]) if name in split and shape else shape) for name, shape in shapes.items())
     examples = next((shape[0] for name in split if (shape := shapes[name]) and shape[0]), 1)
     part = bounds(examples, asked.shards)[1]
-    sizes = (part, examples) if part < examples else (examples, 2 * examples)
+    # Of one example or none nothing could be told from what is 1 or nothing anyway.
+    sizes = (part, examples) if 1 < part < examples else (max(examples, 2), 2 * max(examples, 2))
     return Sharding(asked.shards, split, REDUCTIONS[asked.reduction], known, sizes=sizes)
 
 
@@ -245,8 +247,7 @@ class _Flat:
         tensor, given = self.tensor(name), [self.tensor(feed) for feed in fed]
         nodes = needed([tensor], (), frozenset(given))
         split = [self.tensor(feed) for feed in sharding.feeds]
-        axes = views(nodes, split, sharding.sizes).axes(tensor)
-        return axes is None or any(axis.place == 0 for axis in axes)
+        return bool(with_rows([tensor], split, given, views(nodes, split, sharding.sizes)))
 
 
 def _cut(
@@ -254,7 +255,7 @@ def _cut(
 ) -> Sharded:
     flat = _Flat(prepared.graph, [*prepared.fetches, *fed, *xs], prepared.targets)
     wanted = [Wanted(flat.tensor(name)) for name in prepared.fetches]
-    for name, entry in zip(xs, prepared.gradients, strict=False):
+    for name, entry in zip(xs, prepared.gradients, strict=True):
         if isinstance(entry, int):
             wanted[entry] = wanted[entry]._replace(kind=Kind.GRADIENT, x=flat.tensor(name))
         elif isinstance(entry, tuple):

@@ -13,7 +13,7 @@ Whether a tensor is a sum or a mean is its growth; where the graph does not tell
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,9 +29,9 @@ from gradserve.server.batch_axes import Views, views
 from gradserve.server.effects import draws
 from gradserve.server.extract import extract
 from gradserve.server.growth import WHOLE, Flat
-from gradserve.server.halves import Halves, dependents, divide
+from gradserve.server.halves import Halves, divide, with_rows
 from gradserve.server.sharding import Reduction, Sharding, piece_shapes
-from gradserve.server.weights import WEIGHT, Weights
+from gradserve.server.weights import Weights
 from gradserve.workers.segment import controls, needed
 
 # What takes rows as they are, and not as parts of a gradient.
@@ -127,7 +127,7 @@ class Sharded:
         given: the parts, by position, that the other half is fed, and its tensors for them.
         results: for each fetch of the request whether a part or a fetch of the second half gives it, and which.
         draws: the nodes of the shards that draw random numbers, and whether each shard draws its own.
-        weighted: whether the shards read WEIGHT, their part of the examples.
+        weight: what the shards are fed their part of the examples to, "" where they do not read it.
         watches: of the halves, where NaN and infinities are looked for.
     """
 
@@ -138,7 +138,7 @@ class Sharded:
     given: tuple[tuple[int, str], ...]
     results: tuple[tuple[bool, int], ...]
     draws: tuple[tuple[str, bool], ...]
-    weighted: bool
+    weight: str
     watches: tuple[nonfinite.Watch, nonfinite.Watch] | None = None
 
     def told(self) -> str:
@@ -152,7 +152,7 @@ class Sharded:
         """The shapes of what the first shard is fed, from those of the request's feeds. Raises InvalidArgument."""
         known = {**feeds, **piece_shapes(self.sharding, feeds)}
         found = {name: known[feed] for feed, name in self.each.feeds}
-        return found | ({WEIGHT: ()} if self.weighted else {})
+        return found | ({self.weight: ()} if self.weight else {})
 
 
 def cut(
@@ -176,16 +176,15 @@ def cut(
     """
     _check_split(sharding, feeds)
     fed = frozenset(feeds.values())
-    split = [feeds[name] for name in sharding.split]
+    split = frozenset(feeds[name] for name in sharding.split)
     order = needed([entry.tensor for entry in wanted], targets, fed)
     rows = [feeds[name] for name in sharding.feeds]
     sizes = views(order, rows, sharding.sizes)
-    dependent = dependents(split, fed)
-    with_rows = [_has_rows(entry.x, sizes, dependent, split) for entry in wanted]
-    settled = {e.tensor for e, rows in zip(wanted, with_rows, strict=True) if e.kind is Kind.GRADIENT and not rows}
+    spread = with_rows([entry.x for entry in wanted if entry.x is not None], split, fed, sizes)
+    settled = {entry.tensor for entry in wanted if entry.kind is Kind.GRADIENT and entry.x not in spread}
     # Of a sparse gradient of rows only the shards can tell which rows they are.
-    wanted = [e if rows else e._replace(shape=None) for e, rows in zip(wanted, with_rows, strict=True)]
-    anchored = [tensor for e in wanted if e.shape is not None for tensor in (e.tensor, e.shape)]
+    wanted = [entry if entry.x in spread else entry._replace(shape=None) for entry in wanted]
+    anchored = [tensor for entry in wanted if entry.shape is not None for tensor in (entry.tensor, entry.shape)]
     sums = sharding.reduction is Reduction.SUM
     halves = divide(order, fed, split, sizes, settled, anchored, sums=sums)
     if not halves.dependent:
@@ -196,14 +195,6 @@ def cut(
     cutter = _Cutter(graph, sharding, halves)
     cutter.collect(wanted, targets)
     return cutter.finish(feeds, find_nonfinite)
-
-
-def _has_rows(x: Tensor | None, sizes: Views, dependent: Collection[Node], split: Sequence[Tensor]) -> bool:
-    """Whether an x has a row an example."""
-    if x is None or not (x in split or x.node in dependent):
-        return False
-    axes = sizes.axes(x)
-    return axes is None or any(axis.place == 0 for axis in axes)
 
 
 def _check_split(sharding: Sharding, feeds: Mapping[str, Tensor]) -> None:
@@ -384,7 +375,7 @@ class _Cutter:
         once, given = self._once(feeds)
         results, watches = list(self.results), None
         if find_nonfinite:
-            weight = [WEIGHT] * weights.used
+            weight = [weights.name] if weights.name else []
             watches = (
                 _watch(each, [part.name for part in parts], weight),
                 _watch(once, once.fetches, [name for _, name in given]),
@@ -395,7 +386,7 @@ class _Cutter:
         drawing = tuple((node.name, node in self.halves.dependent) for node in chosen if draws(node))
         return Sharded(
             self.sharding, replace(each, fetches=tuple(part.name for part in parts)), once, tuple(parts), given,
-            tuple(results), drawing, weights.used, watches,
+            tuple(results), drawing, weights.name, watches,
         )  # fmt: skip
 
     def _once(self, feeds: Mapping[str, Tensor]) -> tuple[Half, tuple[tuple[int, str], ...]]:

@@ -7,15 +7,12 @@ from collections.abc import Collection, Mapping
 from gradserve.graph.graph import Node, Tensor
 from gradserve.graph.op import raw
 
-WEIGHT = "gradserve/weight:0"
-"""The tensor that a shard's part of the examples is fed to."""
-
 
 class Weights:
     """Products of the shards' tensors and their part of the examples, each made once.
 
     Attributes:
-        used: whether there are any.
+        name: of the tensor that the part is fed to; "" where there are none.
     """
 
     def __init__(self, read: Mapping[Node, Collection[Tensor]]) -> None:
@@ -25,8 +22,8 @@ class Weights:
         self._made: dict[Tensor, Tensor] = {}
 
     @property
-    def used(self) -> bool:
-        return self._weight is not None
+    def name(self) -> str:
+        return "" if self._weight is None else self._weight.name
 
     def instead(self, node: Node, tensor: Tensor, stands: Tensor) -> Tensor:
         """What a copy of a node reads for one of its inputs."""
@@ -37,7 +34,7 @@ class Weights:
         graph = tensor.graph
         with graph.as_default(), graph.name_scope(""):
             if self._weight is None:
-                self._weight = raw.Placeholder(dtype="float64", shape=(), name=WEIGHT.removesuffix(":0"))
+                self._weight = raw.Placeholder(dtype="float64", shape=(), name="gradserve/weight")
             if tensor not in self._made:
                 with graph.colocate_with(tensor):
                     weight = raw.Cast(self._weight, DstT=tensor.dtype.base)
