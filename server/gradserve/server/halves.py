@@ -10,7 +10,7 @@ A tensor that depends on a feed that is split holds the batch where one of its d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from gradserve.graph.graph import Node, Tensor
@@ -241,7 +241,7 @@ def _before(halves: Halves, nodes: Iterable[Node]) -> set[Node]:
 # Variables
 
 
-def _later(order: Sequence[Node], writers: Collection[Node], fed: Set[Tensor]) -> set[Node]:
+def _later(order: Sequence[Node], writers: Collection[Node], fed: Collection[Tensor]) -> set[Node]:
     """The nodes that read a variable after it has changed, and all that is computed of what they read."""
     bits: dict[str, int] = {}
     changed: dict[Node, int] = {}  # what has changed before a node, or by it: a bit a variable

@@ -6,7 +6,7 @@ It is a pure function from the fed tensors, and the variables' values, to the fe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any
@@ -110,7 +110,7 @@ def last_reads(groups: Sequence[Iterable[Tensor]], kept: Iterable[Tensor]) -> li
     return dying
 
 
-def controls(node: Node, fed: Set[Tensor]) -> list[Node]:
+def controls(node: Node, fed: Collection[Tensor]) -> list[Node]:
     """What a node runs after. A placeholder that is fed does not run, so that nothing waits for it."""
     return [
         source for source in node.control_inputs if source.type not in _PLACEHOLDERS or source.outputs[0] not in fed
