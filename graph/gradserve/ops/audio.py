@@ -44,7 +44,7 @@ def _spectrogram(ops: Any, x: Any, *, node: Node) -> Any:
     weights = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
     places = ops.ExpandDims(_begins(ops, x, size, stride), np.int32(1)) + np.arange(size, dtype=np.int32)
     samples = ops.Transpose(ops.Cast(x, DstT="float64"), np.array([1, 0], np.int32))
-    seen = ops.GatherV2(samples, places, np.int32(1)) * weights
+    seen = ops.Mul(ops.GatherV2(samples, places, np.int32(1)), weights)
     length = np.array([1 << (size - 1).bit_length()], np.int32)
     waves = ops.RFFT(seen, length, Tcomplex="complex128")
     power = ops.Square(ops.Real(waves, Tout="float64")) + ops.Square(ops.Imag(waves, Tout="float64"))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from gradserve.graph import dtypes, static
 from gradserve.graph.graph import Graph, Node, Tensor, group
 from gradserve.graph.op import NOT_DIFFERENTIABLE, Example, Op, define, lookup, raw
@@ -44,7 +46,22 @@ class _Run:
                 attrs[argument.type_attr] = dtypes.as_dtype(value.dtype)
         for key, value in given.items():
             attrs[key] = dtypes.as_dtype(value) if specs[key].kind == "type" else value
-        return kernel.bind(_Attrs(self._name, self._op.name, attrs), attrs)(self._xp, *inputs)
+        xp, together = self._together(inputs)
+        return kernel.bind(_Attrs(self._name, self._op.name, attrs), attrs)(xp, *together)
+
+    def _together(self, inputs: Sequence[Any]) -> tuple[Any, Sequence[Any]]:
+        """The namespace to compute in, NumPy's where it holds all inputs, and the inputs as that takes them."""
+
+        def is_there(value: Any) -> bool:
+            return any(map(is_there, value)) if isinstance(value, list) else isinstance(value, self._xp.ndarray)
+
+        def there(value: Any) -> Any:
+            return [there(entry) for entry in value] if isinstance(value, list) else self._xp.asarray(value)
+
+        if not any(map(is_there, inputs)):
+            return np, inputs
+        arguments = zip(self._op.signature.inputs, inputs, strict=True)
+        return self._xp, [value if argument.name in self._op.host else there(value) for argument, value in arguments]
 
     def outputs(self, *inputs: Any, **given: Any) -> list[Any]:
         return _listed(self(*inputs, **given))
