@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradserve.server.fleet.ray import RayOptions, import_ray
+from gradserve.server.fleet.ray_cluster import RayOptions, import_ray
 
 # A machine that is gone is noticed within a second, not within a quarter of a minute.
 _HEALTH = {

@@ -10,7 +10,8 @@ from typing import Any
 from gradserve.errors import GradserveError
 from gradserve.server.fleet.base import Fleet
 from gradserve.server.fleet.local import LocalFleet, LocalOptions
-from gradserve.server.fleet.ray import RayFleet, RayOptions
+from gradserve.server.fleet.ray import RayFleet
+from gradserve.server.fleet.ray_cluster import RayOptions
 from gradserve.server.runtime import Runtime, RuntimeOptions
 
 

@@ -38,7 +38,7 @@ HANG_SECONDS = 60
 
 @pytest.fixture
 def standin(ray_cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradserve.server.fleet.ray.Actor", StandInActor)
+    monkeypatch.setattr("gradserve.server.fleet.ray_cluster.Actor", StandInActor)
 
 
 @asynccontextmanager
@@ -243,7 +243,7 @@ def test_where_nccl_does_not_serve_tensors_pass_the_host_and_that_is_said(
     def settings(engine: str, threads: int, compile_now: bool) -> dict[str, str]:
         return environment
 
-    monkeypatch.setattr("gradserve.server.fleet.ray.environment", settings)
+    monkeypatch.setattr("gradserve.server.fleet.ray_cluster.environment", settings)
 
     async def scenario() -> None:
         async with gpus() as runtime:

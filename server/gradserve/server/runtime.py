@@ -29,7 +29,8 @@ from gradserve.server.draft import Feed, StepOptions, draft
 from gradserve.server.explain import PlanReport, explain
 from gradserve.server.fleet.base import Array, Fleet, WorkerInfo
 from gradserve.server.fleet.local import LocalFleet, LocalOptions
-from gradserve.server.fleet.ray import RayFleet, RayOptions
+from gradserve.server.fleet.ray import RayFleet
+from gradserve.server.fleet.ray_cluster import RayOptions
 from gradserve.server.plan import Plan, PlanCache, make_plan
 from gradserve.server.shards import Sharded
 from gradserve.server.variables import Variables

@@ -21,7 +21,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import GradserveError, LimitExceeded, Unavailable, Unsupported
+from gradserve.errors import GradserveError, LimitExceeded, Unavailable
 from gradserve.server.cost import Link, Speed
 from gradserve.server.fleet.base import (
     Array,
@@ -44,11 +43,11 @@ from gradserve.server.fleet.base import (
     Ticket,
     Value,
     WorkerInfo,
-    environment,
 )  # fmt: skip
+from gradserve.server.fleet.ray_cluster import LIFE, PEERS, Bundle, RayCluster, RayOptions, first_line
 from gradserve.server.fleet.ways import Ways
 from gradserve.workers import worker as wire
-from gradserve.workers.actor import GONE, STALE, Actor, Argument, Hello, Leaving, Way
+from gradserve.workers.actor import GONE, STALE, Argument, Hello, Leaving, Way
 from gradserve.workers.memory import INLINE_BYTES, pack, unpack
 from gradserve.workers.transport import Answer, Key, Offer, Peer
 from gradserve.workers.worker import Staying
@@ -56,44 +55,13 @@ from gradserve.workers.worker import Staying
 log = logging.getLogger(__name__)
 
 _BEATS = 5  # a worker is asked this often within the stall timeout whether it lives
-_CONNECT_SECONDS = 5.0
-_NODE_SECONDS = 1.0  # between two looks at this machine's node
 # A lost tensor may be the first that is heard of a lost worker: the news of that is given time to come.
 _NEWS_SECONDS = 2.0
 _RETRY_SECONDS = 0.05
 _MOST_FAILED_STARTS = 3
-_LIFE = "life"  # calls that are answered while a segment runs
-_PEERS = "peers"  # those of other workers
-# How much longer than a silent worker lives may a transfer between GPUs take to begin.
-_LINK_SECONDS = 30.0
 _HERE = -1
 # A call of an actor takes about so long to reach it, on one machine; between machines the bandwidth is the network's.
 _LINK = Link(bytes_per_second=1e9, seconds=1.2e-3)
-
-
-@dataclass(frozen=True, slots=True)
-class RayOptions:
-    """How many workers, and what runs in them. See RuntimeOptions.
-
-    Attributes:
-        memory_limit_bytes: for plans, and on the numpy engine for each worker's own memory; 0: none.
-        address: of a running cluster, as host:port, or auto for the one that this machine belongs to; empty: a Ray of
-            the fleet's own, on this machine, which ends with the fleet.
-        object_store_bytes: size of the object store of a Ray of the fleet's own; 0: as Ray chooses.
-        gpu_transport: how tensors go from GPU to GPU: ``nccl`` where both ends have it, or ``host``.
-    """
-
-    workers: int = 2
-    engine: str = "numpy"
-    threads: int = 1
-    compile_now: bool = False
-    segment_bytes: int = 256 << 20
-    start_timeout_seconds: float = 60.0
-    stall_timeout_seconds: float = 30.0
-    memory_limit_bytes: int = 0
-    address: str = ""
-    object_store_bytes: int = 0
-    gpu_transport: str = "nccl"
 
 
 class Stored:
@@ -188,7 +156,7 @@ class _Slot:
         self.state = "starting"
         self.restarts = 0
         self.node = ""
-        self.bundle: tuple[Any, int] = (None, 0)
+        self.bundle: Bundle | None = None
         self.error: GradserveError | None = None
         self.speed = Speed()
 
@@ -199,17 +167,17 @@ class RayFleet(Fleet):
     at_once = True
 
     def __init__(self, options: RayOptions) -> None:
+        """Raises Unsupported where Ray is not installed."""
         self._options = options
         self._slots = [_Slot() for _ in range(options.workers)]
         self._tasks: set[asyncio.Task[None]] = set()
-        self._groups: list[Any] = []
         self._values: weakref.WeakSet[Stored] = weakref.WeakSet()
         self._closing = False
-        self._owns_ray = False
         self._changed = asyncio.Event()
         self._news = asyncio.Event()
         self._ways = Ways()
-        self._ray: Any = None
+        self._cluster = RayCluster(options)
+        self._ray = self._cluster.ray
         self._fetcher = ThreadPoolExecutor(4, thread_name_prefix="fetch")
         self._severed = asyncio.Event()
         self._why_severed: GradserveError | None = None
@@ -221,15 +189,13 @@ class RayFleet(Fleet):
         Returns when all are ready; at the start timeout also when only some are, and the others join later.
 
         Raises:
-            Unsupported: Ray is not installed, or the engine can't run.
+            Unsupported: the engine can't run.
             Unavailable: no cluster answers at the address, or it has no room for any worker.
         """
         self._listener = listener
         self._loop = asyncio.get_running_loop()
-        self._ray = import_ray(self._options)
-        await asyncio.to_thread(self._connect)
+        await asyncio.to_thread(self._cluster.join)
         try:
-            self._here = self._ray.get_runtime_context().get_node_id()
             await asyncio.to_thread(self._place)
             for index in range(len(self._slots)):
                 self._keep(self._loop.create_task(self._live(index)))
@@ -254,8 +220,11 @@ class RayFleet(Fleet):
         for value in list(self._values):
             value.reference = value.array = None
         self._values.clear()
-        if self._ray is not None and not self._severed.is_set():  # calls to a cluster that is gone end the process
-            await asyncio.to_thread(self._disconnect)
+        if not self._severed.is_set():  # calls to a cluster that is gone end the process
+            actors = [slot.actor for slot in self._slots if slot.actor is not None]
+            for slot in self._slots:
+                slot.actor = None
+            await asyncio.to_thread(self._cluster.leave, actors)
         self._fetcher.shutdown(wait=False)
 
     def workers(self) -> list[WorkerInfo]:
@@ -369,7 +338,7 @@ class RayFleet(Fleet):
         life.forgotten = attempt
         # Beside the segments: those of the attempt that wait at the worker won't run. (Ray's own way to cancel calls
         # may leave later calls of an actor that runs them in order waiting for ever.)
-        slot.actor.forget.options(concurrency_group=_LIFE).remote(life.epoch, attempt)
+        slot.actor.forget.options(concurrency_group=LIFE).remote(life.epoch, attempt)
 
     def replace(self, worker: int, why: str) -> None:
         slot = self._slots[worker]
@@ -377,7 +346,7 @@ class RayFleet(Fleet):
         if life is None or not life.alive:
             return
         log.warning("Worker %d is replaced: %s.", worker, why)
-        if life.node == self._here:
+        if life.node == self._cluster.here:
             os.kill(life.pid, signal.SIGKILL)
         self._ray.kill(slot.actor, no_restart=False)
         self._lost(worker, life)
@@ -470,7 +439,7 @@ class RayFleet(Fleet):
             self._end(life, run)
             full = isinstance(error, (exceptions.ObjectStoreFullError, exceptions.OutOfDiskError))
             kind = LimitExceeded if full else GradserveError
-            failure = kind(f"Worker {worker} could not run a segment: {_first_line(error)}", worker=worker)
+            failure = kind(f"Worker {worker} could not run a segment: {first_line(error)}", worker=worker)
             self._listener.failed(worker, run.attempt, run.segment, failure)
 
     def _missing(self, worker: int, life: _Incarnation, run: _Run, way: Way | None = None) -> None:
@@ -486,7 +455,7 @@ class RayFleet(Fleet):
         if way is not None and self._ways.cut(way.maker, way.reader, way.why):
             for slot in self._slots:
                 if slot.current is not None and slot.current.epoch == way.maker:
-                    slot.actor.cut.options(concurrency_group=_LIFE).remote(way.maker, way.reader)
+                    slot.actor.cut.options(concurrency_group=LIFE).remote(way.maker, way.reader)
         if life.alive:
             self._listener.missing(worker, run.attempt, run.segment)
 
@@ -499,7 +468,7 @@ class RayFleet(Fleet):
             value = Stored(self._ray.put(np.ascontiguousarray(array)), _HERE)
         except self._ray.exceptions.ObjectStoreFullError as error:
             raise LimitExceeded(
-                f"There is no room for {array.nbytes} bytes in the object store: {_first_line(error)}",
+                f"There is no room for {array.nbytes} bytes in the object store: {first_line(error)}",
                 bytes=array.nbytes,
             ) from None
         self._values.add(value)
@@ -512,7 +481,7 @@ class RayFleet(Fleet):
             return value.array
         found = self._fetch([value.reference])
         if isinstance(found, Exception):
-            raise Unavailable(f"A tensor was lost with the machine that held it: {_first_line(found)}")
+            raise Unavailable(f"A tensor was lost with the machine that held it: {first_line(found)}")
         return _read_only(unpack(found[0]))
 
     def size_bytes(self, value: Value) -> int:
@@ -537,80 +506,10 @@ class RayFleet(Fleet):
 
     # Workers
 
-    def _connect(self) -> None:
-        """Joins the cluster at the address, or starts a Ray of the fleet's own."""
-        ray, options = self._ray, self._options
-        if ray.is_initialized():
-            return
-        quiet = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.WARNING}
-        if not options.address:
-            store = options.object_store_bytes or None
-            ray.init("local", num_cpus=options.workers * options.threads, include_dashboard=False,
-                     object_store_memory=store, **quiet)  # fmt: skip
-            self._owns_ray = True
-            return
-        _check_address(options.address)
-        try:
-            ray.init(options.address, namespace="gradserve", **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise Unavailable(
-                f"There is no joining the Ray cluster at {options.address}: {_first_line(error)} This machine must be "
-                f"a node of it: ray start --address={options.address} --num-cpus=0",
-                address=options.address,
-            ) from None
-        self._owns_ray = True
-
-    def _disconnect(self) -> None:
-        ray = self._ray
-        if not ray.is_initialized():
-            return
-        for slot in self._slots:
-            if slot.actor is not None:
-                ray.kill(slot.actor)
-                slot.actor = None
-        from ray.util.placement_group import remove_placement_group
-
-        for group in self._groups:
-            remove_placement_group(group)
-        self._groups.clear()
-        if self._owns_ray:
-            ray.shutdown()
-
     def _place(self) -> None:
-        """Asks for the workers: those for which there is room now spread over the machines, the others one by one."""
-        from ray.util.placement_group import placement_group
-
-        bundle = _bundle(self._options)
-        room = min(_room(self._ray.nodes(), bundle), len(self._slots))
-        sizes = ([room] if room else []) + [1] * (len(self._slots) - room)
-        slots = iter(self._slots)
-        for size in sizes:
-            group = placement_group([bundle] * size, strategy="SPREAD")
-            self._groups.append(group)
-            for index in range(size):
-                slot = next(slots)
-                slot.bundle = group, index
-                self._create(slot)
-
-    def _create(self, slot: _Slot) -> None:
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        options = self._options
-        group, index = slot.bundle
-        made = self._ray.remote(
-            num_cpus=options.threads,
-            num_gpus=1 if options.engine == "cupy" else 0,
-            max_restarts=-1,
-            concurrency_groups={_LIFE: 4, _PEERS: 1},
-            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        )(Actor)
-        settings = environment(options.engine, options.threads, options.compile_now)
-        if options.engine == "cupy" and not options.address:  # all on this machine, and nobody else need reach it
-            settings["NCCL_SOCKET_IFNAME"] = os.environ.get("NCCL_SOCKET_IFNAME", "lo")
-        link_seconds = options.stall_timeout_seconds + _LINK_SECONDS if options.gpu_transport == "nccl" else 0.0
-        slot.actor = made.remote(
-            options.engine, settings, options.threads, options.memory_limit_bytes, link_seconds, _node
-        )
+        for slot, bundle in zip(self._slots, self._cluster.reserve(len(self._slots)), strict=True):
+            slot.bundle = bundle
+            slot.actor = self._cluster.start(bundle)
 
     async def _wait_started(self) -> None:
         """Returns when all workers are ready, or at the timeout when some are. Raises Unavailable, Unsupported."""
@@ -624,17 +523,9 @@ class RayFleet(Fleet):
                     raise slot.error
         for index, slot in enumerate(self._slots):
             if slot.state == "starting":
-                self._leave(index, self._no_room())
+                self._leave(index, self._cluster.no_room())
         if not self.present:
-            raise self._no_room()
-
-    def _no_room(self) -> Unavailable:
-        bundle = _bundle(self._options)
-        wanted = ", ".join(f"{count} {kind}" for kind, count in bundle.items())
-        return Unavailable(
-            f"The Ray cluster has had no room for this worker (it takes {wanted}) for "
-            f"{self._options.start_timeout_seconds} seconds: add nodes, or ask for fewer workers or threads."
-        )
+            raise self._cluster.no_room()
 
     def _leave(self, index: int, error: GradserveError) -> None:
         """A worker is not part of the fleet, until it is ready again."""
@@ -662,7 +553,7 @@ class RayFleet(Fleet):
             self._ways.enter(index, life.epoch, life.gpu)
             self._listener.ready(index)
             self._when_done(
-                slot.actor.live.options(concurrency_group=_LIFE).remote(),
+                slot.actor.live.options(concurrency_group=LIFE).remote(),
                 lambda done, life=life: self._lost(index, life),
             )
             await life.ended.wait()
@@ -679,20 +570,21 @@ class RayFleet(Fleet):
             try:
                 await asyncio.wait([future], timeout=max(deadline - self._loop.time(), 0))
                 if not future.done() and slot.state == "lost":
-                    self._leave(index, self._no_room())
+                    self._leave(index, self._cluster.no_room())
                 hello = await future
             except self._ray.exceptions.ActorUnavailableError:  # it is down: so Ray says at once
                 if self._loop.time() > deadline and slot.state == "lost":
-                    self._leave(index, self._no_room())
+                    self._leave(index, self._cluster.no_room())
                 await asyncio.sleep(_RETRY_SECONDS)
                 continue
             except self._ray.exceptions.RayActorError as error:
                 failures += 1
                 if failures == _MOST_FAILED_STARTS:
-                    self._give_up(index, Unavailable(f"A worker does not start: {_first_line(error)}", worker=index))
+                    self._give_up(index, Unavailable(f"A worker does not start: {first_line(error)}", worker=index))
                     return None
                 await asyncio.sleep(_RETRY_SECONDS * 2**failures)
-                self._create(slot)
+                assert slot.bundle is not None
+                slot.actor = self._cluster.start(slot.bundle)
                 continue
             if hello.error is not None:
                 self._give_up(index, hello.error)
@@ -718,8 +610,8 @@ class RayFleet(Fleet):
             slot = self._slots[worker]
             if slot.current is not None:
                 slot.current.met.discard(life.epoch)
-                slot.actor.part.options(concurrency_group=_LIFE).remote(slot.current.epoch, life.epoch)
-        if life.node != self._here:
+                slot.actor.part.options(concurrency_group=LIFE).remote(slot.current.epoch, life.epoch)
+        if life.node != self._cluster.here:
             self._save(index)
         log.warning("Worker %d on %s was lost; it starts again.", index, life.host)
         self._listener.lost(index)
@@ -734,23 +626,8 @@ class RayFleet(Fleet):
                 value.reference, value.maker = self._ray.put(value.array), _HERE
 
     async def _guard(self) -> None:
-        """Tells when this machine's node has ended: the nodes do when their head is lost, also where it comes back.
-
-        Ray itself is not asked: its calls end the process when the head that answers is not the one they knew.
-        """
-        node = next(node for node in self._ray.nodes() if node["NodeID"] == self._here)
-        host, port = node["NodeManagerAddress"], node["NodeManagerPort"]
-        while True:
-            await asyncio.sleep(_NODE_SECONDS)
-            try:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    _, writer = await asyncio.open_connection(host, port)
-                writer.close()
-            except TimeoutError:
-                continue  # it is slow, not gone
-            except OSError as raised:
-                self._sever(raised.strerror or str(raised))
-                return
+        """Tells when this machine's node has ended."""
+        self._sever(await self._cluster.node_ended())
 
     def _sever(self, why: str) -> None:
         """The fleet has left its cluster for ever."""
@@ -776,7 +653,7 @@ class RayFleet(Fleet):
             for slot in self._slots:
                 life = slot.current
                 if life is not None and life.alive:
-                    beat = slot.actor.beat.options(concurrency_group=_LIFE).remote()
+                    beat = slot.actor.beat.options(concurrency_group=LIFE).remote()
                     self._when_done(beat, lambda done, life=life: self._heard(life, done))
             await asyncio.sleep(pause)
             now = self._loop.time()
@@ -833,47 +710,6 @@ class _Arguments:
         return tuple(value) if isinstance(value, Kept) else pack(value)
 
 
-def import_ray(options: RayOptions) -> Any:
-    """Ray, told to be quiet and, where it is the fleet's own, to listen on 127.0.0.1 only. Raises Unsupported."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # errors are read from the futures of calls
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not options.address:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # Ray's name for: listen on 127.0.0.1 only
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise Unsupported(f"A Ray fleet needs Ray ({error}): pip install 'gradserve[ray]'.", fleet="ray") from None
-    return ray
-
-
-def _check_address(address: str) -> None:
-    """Raises Unavailable where nothing listens: Ray itself would try for a minute."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
-    except OSError as error:
-        raise Unavailable(
-            f"No Ray cluster answers at {address} ({error.strerror or error}): start one with `ray start --head`, or "
-            "correct --ray-address.",
-            address=address,
-        ) from None
-
-
-def _bundle(options: RayOptions) -> dict[str, float]:
-    """What one worker takes of a machine."""
-    return {"CPU": options.threads, **({"GPU": 1} if options.engine == "cupy" else {})}
-
-
-def _room(nodes: Sequence[dict[str, Any]], bundle: dict[str, float]) -> int:
-    """How many such bundles the machines hold that there are now."""
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    return sum(min(int(resources.get(kind, 0) // count) for kind, count in bundle.items()) for resources in alive)
-
-
 class _Peer:
     """Runs in a worker: how another one is reached."""
 
@@ -886,7 +722,7 @@ class _Peer:
         import ray
         import ray.exceptions
 
-        call = self._actor.give.options(concurrency_group=_PEERS).remote(self._epoch, reader, link, keys)
+        call = self._actor.give.options(concurrency_group=PEERS).remote(self._epoch, reader, link, keys)
 
         def answer(seconds: float) -> Answer:
             try:
@@ -894,20 +730,13 @@ class _Peer:
             except ray.exceptions.GetTimeoutError as error:
                 raise TimeoutError from error
             except ray.exceptions.RayError as error:
-                raise ConnectionError(_first_line(error)) from error
+                raise ConnectionError(first_line(error)) from error
 
         return answer
 
     def cut(self, reader: str) -> None:
         """See transport.Peer."""
-        self._actor.cut.options(concurrency_group=_PEERS).remote(self._epoch, reader)
-
-
-def _node() -> str:
-    """Runs in a worker: the machine that it is on."""
-    import ray
-
-    return ray.get_runtime_context().get_node_id()
+        self._actor.cut.options(concurrency_group=PEERS).remote(self._epoch, reader)
 
 
 def _losses(exceptions: Any) -> tuple[type[Exception], ...]:
@@ -922,7 +751,3 @@ def _read_only(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         value.flags.writeable = False
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
