@@ -10,6 +10,7 @@ import pytest
 
 import gradserve.client as gs
 from gradserve.autodiff import gradients
+from gradserve.errors import Unsupported
 from gradserve.graph.graph import IndexedSlices
 from gradserve.graph.op import raw
 from gradserve.ops.slices import densify
@@ -196,7 +197,9 @@ def test_statistics_of_a_batch_are_the_means_of_the_shards(client: gs.Client) ->
             return loss, gs.GradientDescent(0.5).minimize(loss, [m.w])
 
     model = Model(make)
-    *_, moving = model.trained(client, [model.x, model.t], shards=4)
+    with pytest.raises(Unsupported, match=r"Sub.* lets examples look at each other.*local_statistics"):
+        model.trained(client, [model.x, model.t], shards=4)
+    *_, moving = model.trained(client, [model.x, model.t], shards=4, local_statistics=True)
     np.testing.assert_allclose(moving, X.mean(0) * (1 - 0.9**3), rtol=1e-9)
 
 

@@ -172,10 +172,13 @@ def test_bad_splits_are_refused_with_what_to_do(client: Any) -> None:
     values = T.astype(np.float32)
     [total, place] = client.run(graph, {x: values}, [count, nearest], shards=4)
     assert (total, place) == (10, np.argmax(values**2))  # both of all examples
+    wanted = [apart, loss, outer]
+    for mine, theirs in zip(*(client.run(graph, {x: values * 9}, wanted, shards=n) for n in (3, None)), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
     with pytest.raises(InvalidArgument, match="Cast:0 is int32, and can't be totalled over shards: cast it"):
-        client.run(graph, {x: values * 9}, [apart, loss], shards=2)
+        client.run(graph, {x: values * 9}, [apart, loss], shards=2, local_statistics=True)
     with pytest.raises(InvalidArgument, match=r"MatMul:0 .* can't be put together: give it a row an example"):
-        client.run(graph, {x: values}, outer, shards=2)
+        client.run(graph, {x: values}, outer, shards=2, local_statistics=True)
     with pytest.raises(InvalidArgument, match=r"Nothing of it can run in shards: first .* must see all examples"):
         client.run(graph, {x: values}, first, shards=2)
 
@@ -260,7 +263,7 @@ def test_a_sparse_gradient_of_rows_has_places_in_the_whole(client: Any, unique: 
         loss = gs.sum(picked[0] * 2.0) + gs.sum(gs.square(picked[1]))
     for shards in (2, 4):
         [dx] = client.compute_gradients(
-            graph, loss, rows, {x: X}, shards=shards, reduction="sum", deduplicate_slices=unique
+            graph, loss, rows, {x: X}, shards=shards, reduction="sum", deduplicate_slices=unique, local_statistics=True
         )
         assert isinstance(dx, gs.IndexedSlices)
         starts = np.concatenate([[0], np.cumsum([len(part) for part in np.array_split(X, shards)])[:-1]])
@@ -331,7 +334,7 @@ def test_an_error_in_a_shard_says_which_and_how_large_it_is(client: Any) -> None
     with pytest.raises(
         InvalidArgument, match=r"product.*\(In shard \d of 4, which has [23] of 10 examples.\)"
     ) as error:
-        client.run(graph, {near: np.eye(10), x: X}, y, shards=4)
+        client.run(graph, {near: np.eye(10), x: X}, y, shards=4, local_statistics=True)
     assert error.value.metadata["node"] == "product"
     with pytest.raises(InvalidArgument, match=r"had NaN values \(In shard 3 of 4, which has 2 of 10 examples.\)"):
         client.run(graph, {x: np.where(np.arange(10)[:, None] == 9, np.nan, X)}, checked, shards=4)

@@ -102,7 +102,7 @@ def test_nothing_is_left_behind_when_a_shard_fails(fleet: str) -> None:
         x = raw.Placeholder(dtype=dtypes.float32, shape=(None, None), name="x")
         bad = raw.Reshape(x, np.array([4, 30000], np.int32))
         y = raw.Mean(bad, np.array([0, 1], np.int32))
-    sharded = cut(graph, Sharding(3, ("x:0",), Reduction.MEAN), {"x:0": x}, [Wanted(y)])
+    sharded = cut(graph, Sharding(3, ("x:0",), Reduction.MEAN, local=True), {"x:0": x}, [Wanted(y)])
 
     async def scenario() -> None:
         async with running(fleet=fleet) as runtime:

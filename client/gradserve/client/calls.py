@@ -100,6 +100,7 @@ def run(
     shards: int | None = None,
     split: Any = None,
     reduction: str = "mean",
+    local_statistics: bool = False,
     memory_budget: int = 0,
     allow_soft_placement: bool = False,
     timeout_seconds: float | None = None,
@@ -117,6 +118,8 @@ def run(
         split: the feeds that have a row an example, one or a list; None for all feeds.
         reduction: "mean" (each shard counts by its part of the examples) or "sum", for what the graph does not tell to
             be the one or the other.
+        local_statistics: examples that look at each other (batch normalisation, a loss divided by a sum of weights)
+            see those of their shard only. Without it a gradient that is not the whole batch's is an error.
         memory_budget: the most bytes that the step's tensors may take at once, by the server's estimate (with shards,
             those of one shard). What does not fit is not stored for the backward pass but computed again, which
             changes no bit of the results. 0 for no bound.
@@ -135,6 +138,7 @@ def run(
                 shards,
                 split,
                 reduction,
+                local_statistics,
                 memory_budget_bytes=memory_budget,
                 allow_soft_placement=allow_soft_placement,
                 result_block=writer.offer(),
@@ -169,6 +173,7 @@ def compute_gradients(
     shards: int | None = None,
     split: Any = None,
     reduction: str = "mean",
+    local_statistics: bool = False,
     memory_budget: int = 0,
     allow_soft_placement: bool = False,
     timeout_seconds: float | None = None,
@@ -176,8 +181,8 @@ def compute_gradients(
     """For each x the sum over all ys of dy/dx: an array, an IndexedSlices, or None with a reason.
 
     Args:
-        graph, feeds, fetches, targets, shards, split, reduction, memory_budget, allow_soft_placement, timeout_seconds:
-            as of `run`.
+        graph, feeds, fetches, targets, shards, split, reduction, local_statistics, memory_budget,
+        allow_soft_placement, timeout_seconds: as of `run`.
         ys, xs: tensors or names, one or a list. A Variable among the xs stands for all its reads.
         grad_ys: a seed for each y (array, Tensor, IndexedSlices, or None for ones).
         name, colocate_gradients_with_ops, gate_gradients, aggregation_method, stop_gradients,
@@ -208,6 +213,7 @@ def compute_gradients(
                 shards,
                 split,
                 reduction,
+                local_statistics,
                 memory_budget_bytes=memory_budget,
                 allow_soft_placement=allow_soft_placement,
                 find_nonfinite=find_nonfinite,
@@ -241,6 +247,7 @@ def explain(
     shards: int | None = None,
     split: Any = None,
     reduction: str = "mean",
+    local_statistics: bool = False,
     memory_budget: int = 0,
     allow_soft_placement: bool = False,
     timeout_seconds: float | None = None,
@@ -249,7 +256,7 @@ def explain(
 
     Args:
         feeds: arrays, or their shapes as tuples.
-        shards, split, reduction: the plan is then that of the first shard.
+        shards, split, reduction, local_statistics: the plan is then that of the first shard.
     """
 
     def send(writer: Writer, deadline: Deadline) -> Call[wire.ExplainPlanResponse]:
@@ -260,7 +267,12 @@ def explain(
             fetches=[tensor_name(entry, "A fetch") for entry in many(fetches)],
             targets=[node_name(entry, "A target") for entry in many(targets)],
             options=run_options(
-                shards, split, reduction, memory_budget_bytes=memory_budget, allow_soft_placement=allow_soft_placement
+                shards,
+                split,
+                reduction,
+                local_statistics,
+                memory_budget_bytes=memory_budget,
+                allow_soft_placement=allow_soft_placement,
             ),
         )
         if ys is not None:

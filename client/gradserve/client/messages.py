@@ -292,14 +292,20 @@ def serialized(graph: Any) -> bytes:
 # Options
 
 
-def run_options(shards: int | None, split: Any, reduction: str, **options: Any) -> wire.RunOptions:
+def run_options(
+    shards: int | None, split: Any, reduction: str, local_statistics: bool, **options: Any
+) -> wire.RunOptions:
     """How a step is run. Raises InvalidArgument."""
     message = wire.RunOptions(**options)
     if reduction not in REDUCTIONS:
         raise InvalidArgument(f"Unknown reduction {reduction!r}: use 'mean' or 'sum'.", value=reduction)
     if shards is not None:
         feeds = [tensor_name(feed, "An entry of split") for feed in many(split)]
-        message.sharding.CopyFrom(wire.Sharding(shards=shards, feeds=feeds, reduction=REDUCTIONS[reduction]))
+        message.sharding.CopyFrom(
+            wire.Sharding(
+                shards=shards, feeds=feeds, reduction=REDUCTIONS[reduction], local_statistics=local_statistics
+            )
+        )
     elif split is not None:
         raise InvalidArgument("There are feeds to split, but no shards: say how many.")
     return message

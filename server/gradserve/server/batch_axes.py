@@ -53,6 +53,11 @@ class Views:
         sizes = enumerate(zip(part, whole, strict=True))
         return tuple(Axis(k, a, b) for k, (a, b) in sizes if a is None or a != b)
 
+    def is_open(self, tensor: Tensor) -> bool:
+        """Whether values decide how long a tensor is in its first dimension."""
+        axes = self.axes(tensor)
+        return bool(axes) and axes[0].place == 0 and None in axes[0]
+
     def is_even(self, tensor: Tensor) -> bool:
         """Whether each example has the same part of a tensor, as far as is known."""
         part, whole = self.sizes

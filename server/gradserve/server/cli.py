@@ -100,6 +100,8 @@ def sharding_options(command: F) -> F:
                      help="The feeds that have a row an example.  [default: all feeds]"),
         click.option("--reduction", type=click.Choice(list(REDUCTIONS)), default="mean", show_default=True,
                      help="How the parts come together of what the graph does not tell to be a sum or a mean."),
+        click.option("--local-statistics", is_flag=True,
+                     help="Let examples that look at each other see those of their shard only."),
         click.option("--memory-budget", type=click.IntRange(0), default=0, metavar="BYTES",
                      help="Compute again what would take more memory at once, in place of storing it."),
     ]  # fmt: skip
@@ -411,6 +413,7 @@ def gradients(
     shards: int | None,
     split: list[str],
     reduction: str,
+    local_statistics: bool,
     memory_budget: int,
     allow_soft_placement: bool,
     server: str | None,
@@ -433,7 +436,7 @@ def gradients(
             gradients=asked.gradient_options(remote, options),
             return_ys=return_ys,
             fetches=asked.tensors(fetches),
-            options=asked.run_options(allow_soft_placement, shards, split, reduction, memory_budget),
+            options=asked.run_options(allow_soft_placement, shards, split, reduction, local_statistics, memory_budget),
         )
         response = remote.call(remote.gradients.ComputeGradients, request)
         arrays: dict[str, np.ndarray[Any, Any]] = {}
@@ -510,6 +513,7 @@ def explain(
     shards: int | None,
     split: list[str],
     reduction: str,
+    local_statistics: bool,
     memory_budget: int,
     allow_soft_placement: bool,
     show_nodes: bool,
@@ -533,7 +537,7 @@ def explain(
             gradients=asked.gradient_options(remote, options) if options["ys"] else None,
             fetches=asked.tensors(fetches),
             targets=targets,
-            options=asked.run_options(allow_soft_placement, shards, split, reduction, memory_budget),
+            options=asked.run_options(allow_soft_placement, shards, split, reduction, local_statistics, memory_budget),
         )
         response: wire.ExplainPlanResponse = remote.call(remote.gradients.ExplainPlan, request)
     if as_json:

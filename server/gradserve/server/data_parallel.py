@@ -294,7 +294,7 @@ def _concatenated(part: Part, arrays: Sequence[Array]) -> Array:
 def _sizes(part: Part, arrays: Sequence[Array]) -> Array:
     """Sizes of the whole: sums of those that count examples. Raises InvalidArgument where others differ."""
     stacked = np.stack(arrays)
-    added = np.array(part.added).reshape(stacked.shape[1:])
+    added = np.resize(np.array(part.added, bool), stacked.shape[1:])  # one entry tells of all
     if np.any((stacked != stacked[0]) & ~added):
         raise InvalidArgument(
             f"{part.stands_for} is {', '.join(str(array.tolist()) for array in arrays)} in the shards, and can't be "

@@ -9,10 +9,10 @@ that is repeated k times it is k ** growth times what it is over the batch once.
 
 A vector that holds a shape has a growth for each entry. Zeros have any growth; where nothing is known it is None.
 
-What has the growth -1 in a shard has that of the whole once it is multiplied by the shard's part of the examples. So
-where such a tensor is read by an op that is not linear in it (a square, a sum with something else), the product is to
-be read in its place, and what follows is that of the whole again. Also where nothing more is known of it then: it is
-WHOLE, a part of a sum or a row as it is.
+What has the growth -k in a shard has that of the whole once it is multiplied by the shard's part of the examples, k
+times. So where such a tensor is read by an op that is not linear in it (a square, a sum with something else), the
+product is to be read in its place, and what follows is that of the whole again. Also where nothing more is known of it
+then: it is WHOLE, a part of a sum or a row as it is.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from gradserve.graph import static
 from gradserve.graph.graph import Node, Tensor
@@ -45,10 +47,10 @@ Flat = int | Special | None
 Growth = Flat | tuple[Flat, ...]
 ANY, COUNTS, WHOLE = Special
 
-_DEEPEST = 8  # of bodies within bodies; a function that calls itself has no end
+DEEPEST = 8  # of bodies within bodies; a function that calls itself has no end
 
 # y = a x for an x of any growth, the other inputs having none.
-_LINEAR = frozenset((
+LINEAR = frozenset((
     "BroadcastTo", "Cast", "CheckNumerics", "Conj", "EnsureShape", "ExpandDims", "Fill", "Gather", "GatherNd",
     "GatherV2", "Identity", "Imag", "Neg", "Pad", "PlaceholderWithDefault", "PreventGradient", "Real", "Reshape",
     "ReverseV2", "Slice", "Snapshot", "Squeeze", "StopGradient", "StridedSlice", "TensorListConcatV2",
@@ -61,10 +63,10 @@ _ALIKE = frozenset((
 ))  # fmt: skip
 _CHOOSING = frozenset(("condition", "index"))
 _EMPTY = frozenset(("EmptyTensorList", "TensorListReserve", "ZerosLike"))
-_QUOTIENTS = frozenset(("Div", "DivNoNan", "FloorDiv", "RealDiv", "TruncateDiv"))
+_QUOTIENTS = frozenset(("Div", "DivNoNan", "RealDiv"))
 _ELEMENTWISE = frozenset(("Mul",))
 # Linear in each input, and sums over the examples where the output has no room for them.
-_SUMMED = frozenset((
+SUMMED = frozenset((
     "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BiasAddGrad", "Bincount", "Conv2DBackpropFilter",
     "Conv3DBackpropFilterV2", "DenseBincount", "DepthwiseConv2dNativeBackpropFilter", "Einsum", "MatMul", "ScatterNd",
     "SegmentSum", "SegmentSumV2", "SparseMatMul", "SparseReduceSum", "SparseSegmentSum", "SparseTensorDenseMatMul",
@@ -73,7 +75,7 @@ _SUMMED = frozenset((
 _SUMS_OF_SQUARES = frozenset(("L2Loss",))
 _MEANS = frozenset(("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "Mean"))
 # What else may have no room for the batch any more, where the shapes are not known.
-_REDUCING = _SUMMED | _MEANS | _SUMS_OF_SQUARES | frozenset((
+_REDUCING = SUMMED | _MEANS | _SUMS_OF_SQUARES | frozenset((
     "All", "Any", "ArgMax", "ArgMin", "BatchNormWithGlobalNormalizationGrad", "CropAndResizeGradImage",
     "Dilation2DBackpropFilter", "EuclideanNorm", "FakeQuantWithMinMaxVarsGradient",
     "FakeQuantWithMinMaxVarsPerChannelGradient", "FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3",
@@ -84,7 +86,7 @@ _REDUCING = _SUMMED | _MEANS | _SUMS_OF_SQUARES | frozenset((
     "UnsortedSegmentProd",
 ))  # fmt: skip
 # What the ops of backward passes call the cotangent, which they are linear in.
-_COTANGENTS = frozenset(("dy", "grad", "gradients", "out_backprop", "y_backprop"))
+COTANGENTS = frozenset(("dy", "grad", "gradients", "out_backprop", "y_backprop"))
 
 
 class Growths(NamedTuple):
@@ -92,11 +94,17 @@ class Growths(NamedTuple):
 
     Attributes:
         of: their growths.
-        weighed: for the nodes that are to read some of their inputs times the shard's part of the examples, which.
+        weighed: for the nodes that are to read some of their inputs times a power of the shard's part of the examples,
+            which, and the power.
     """
 
     of: dict[Tensor, Growth]
-    weighed: dict[Node, frozenset[Tensor]]
+    weighed: dict[Node, Mapping[Tensor, int]]
+
+    def find(self, tensor: Tensor) -> Growth:
+        """The growth of a tensor."""
+        known = self.of.get(tensor, 0)
+        return ANY if known == 0 and _is_zero(tensor) else known
 
 
 def growths(
@@ -116,10 +124,14 @@ def growths(
     for node in nodes:
         if node not in dependent:
             continue
-        known = _Known(found.of, frozenset(), views, depth)
+        known = _Known(found, (), views, depth)
         ends = _of_node(node, known)
         read = {tensor: known.find(tensor) for tensor in node.inputs}
-        divided = frozenset(t for t, growth in read.items() if growth == -1 and t.dtype.base.kind in "fc")
+        divided = {
+            tensor: -growth
+            for tensor, growth in read.items()
+            if isinstance(growth, int) and growth < 0 and tensor.dtype.base.kind in "fc"
+        }
         if None in ends and divided and not depth and None not in read.values():
             ends = _of_node(node, known._replace(weighed=divided))
             found.weighed[node] = divided
@@ -134,17 +146,14 @@ def growths(
 class _Known(NamedTuple):
     """What is known so far."""
 
-    growths: dict[Tensor, Growth]
-    weighed: frozenset[Tensor]
+    growths: Growths
+    weighed: Collection[Tensor]
     views: Views
     depth: int
 
     def find(self, tensor: Tensor) -> Growth:
         """The growth of a tensor."""
-        if tensor in self.weighed:
-            return 0
-        known = self.growths.get(tensor, 0)
-        return ANY if known == 0 and _is_zero(tensor) else known
+        return 0 if tensor in self.weighed else self.growths.find(tensor)
 
     def fate(self, inputs: Sequence[Tensor], output: Tensor) -> Fate:
         """What becomes of the batch between what an op reads and what it gives."""
@@ -183,7 +192,7 @@ def _is_zero(tensor: Tensor) -> bool:
     if tensor.node.type in _EMPTY:
         return True
     value = static.value(tensor) if tensor.node.type == "Const" else None
-    return value is not None and value.dtype.kind in "fc" and not value.any()
+    return value is not None and value.dtype.kind in "fc" and value.size > 0 and not value.any()
 
 
 def _of_node(node: Node, known: _Known) -> Sequence[Growth]:
@@ -196,29 +205,31 @@ def _growth(tensor: Tensor, known: _Known) -> Growth:
     found = None if special is None else special(tensor, known)
     if found is not None or node.op is None:
         return found
-    names, data = _data(node)
-    flat = [_flat(known.find(x)) for x in data]
-    if None in flat or WHOLE in flat or (-1 in flat and tensor.dtype.base.kind == "v"):
+    names, data = data_of(node)
+    read = [flat(known.find(x)) for x in data]
+    if None in read or WHOLE in read or (-1 in read and tensor.dtype.base.kind == "v"):
         return None  # nothing can be multiplied any more in a list of tensors: it is before
-    if COUNTS in flat:
+    if COUNTS in read:
         return COUNTS if tensor.dtype.base.kind in "iuv" else None
     fate = known.fate(data, tensor)
     gone = fate is Fate.GONE
-    values = [growth if isinstance(growth, int) else 0 for growth in flat]
-    if node.type in _LINEAR and not _rounds(tensor, data):
-        return None if gone or any(values[1:]) else flat[0] if flat else 0
+    values = [growth if isinstance(growth, int) else 0 for growth in read]
+    if node.type in LINEAR and not _rounds(tensor, data):
+        return None if gone or any(values[1:]) else read[0] if read else 0
     if node.type in _ALIKE:
-        terms = {growth for name, growth in zip(names, flat, strict=True) if name not in _CHOOSING}
+        terms = {growth for name, growth in zip(names, read, strict=True) if name not in _CHOOSING}
         return None if gone else _agreed(terms)
-    if node.type in _QUOTIENTS:
-        return ANY if flat[0] is ANY else values[0] - values[1]
+    if node.type in _QUOTIENTS and tensor.dtype.base.kind in "fc":
+        return ANY if read[0] is ANY else values[0] - values[1]
     if node.type in _ELEMENTWISE:
-        return ANY if ANY in flat else sum(values)
+        return ANY if ANY in read else sum(values)
+    if node.type == "UnsortedSegmentSum" and known.views.is_open(tensor):
+        return sum(values)  # to places of which each shard has its own
     if fate is Fate.UNKNOWN and node.type in _REDUCING:
         return None
-    if node.type in _SUMMED:
-        return ANY if ANY in flat else sum(values) + gone
-    others = [value for name, value in zip(names, values, strict=True) if name not in _COTANGENTS]
+    if node.type in SUMMED:
+        return ANY if ANY in read else sum(values) + gone
+    others = [value for name, value in zip(names, values, strict=True) if name not in COTANGENTS]
     if len(others) == len(values) - 1 and not any(others):
         return sum(values) + gone
     if any(values):
@@ -232,12 +243,12 @@ def _rounds(tensor: Tensor, data: Sequence[Tensor]) -> bool:
     return tensor.dtype.base.kind in "iu" and data[0].dtype.base.kind not in "iu"
 
 
-def _data(node: Node) -> tuple[list[str], list[Tensor]]:
+def data_of(node: Node) -> tuple[list[str], list[Tensor]]:
     """The inputs whose values count, and their arguments: not those that say a shape, an axis or an order."""
     if node.op is None:
         return [""] * len(node.inputs), list(node.inputs)
     arguments = node.op.signature.inputs
-    backward = any(argument.name in _COTANGENTS for argument in arguments)
+    backward = any(argument.name in COTANGENTS for argument in arguments)
     names: list[str] = []
     data: list[Tensor] = []
     for slot, (argument, entry) in enumerate(zip(arguments, node.arguments(), strict=True)):
@@ -248,7 +259,7 @@ def _data(node: Node) -> tuple[list[str], list[Tensor]]:
     return names, data
 
 
-def _flat(growth: Growth) -> Flat:
+def flat(growth: Growth) -> Flat:
     """The growth of a whole tensor: that of its entries, where they grow alike."""
     if not isinstance(growth, tuple):
         return growth
@@ -272,8 +283,8 @@ def _of_bodies(node: Node, known: _Known) -> list[Growth]:
     """What all branches agree on; in a loop what every round leaves as it is."""
     loop = node.type in LOOPS
     branches = [node.attrs["body"]] if loop else node.functions()
-    given = [_flat(known.find(x)) for x in arguments(node)]
-    if known.depth > _DEEPEST or known.find(node.inputs[0]) in (None, WHOLE):
+    given = [flat(known.find(x)) for x in arguments(node)]
+    if known.depth > DEEPEST or known.find(node.inputs[0]) in (None, WHOLE):
         return [None] * len(node.outputs)
     while True:
         ends: list[list[Flat]] = [given] if loop else []
@@ -281,7 +292,7 @@ def _of_bodies(node: Node, known: _Known) -> list[Growth]:
             body, views = known.views.body(node, called)
             start = dict(zip(body.inputs, given, strict=True))
             inside = growths(body.graph.nodes, body.graph.nodes, start, views, known.depth + 1)
-            ends.append([_flat(inside.of[x]) for x in body.outputs])
+            ends.append([flat(inside.of[x]) for x in body.outputs])
         agreed = [_agreed(entries) for entries in zip(*ends, strict=True)]
         if not loop or agreed == given:
             return list(agreed)
@@ -337,7 +348,7 @@ def _of_gather(tensor: Tensor, known: _Known) -> Growth:
 def _of_pack(tensor: Tensor, known: _Known) -> Growth:
     if tensor.rank != 1 or tensor.dtype.kind not in "iu":
         return None
-    return tuple(_flat(known.find(x)) for x in tensor.node.inputs)
+    return tuple(flat(known.find(x)) for x in tensor.node.inputs)
 
 
 def _of_concatenation(tensor: Tensor, known: _Known) -> Growth:
@@ -357,6 +368,24 @@ def _of_maximum(tensor: Tensor, known: _Known) -> Growth:
     return known.find(count) if value is not None and value.ndim == 0 and value <= 1 else None
 
 
+def _of_division(tensor: Tensor, known: _Known) -> Growth:
+    """A quotient of integers that leaves nothing over, however many examples there are: the size of a mean, say."""
+    sides = tensor.node.inputs
+    grown = [flat(known.find(x)) for x in sides]
+    if tensor.dtype.kind not in "iu" or not all(isinstance(growth, int) and growth >= 0 for growth in grown):
+        return None
+    part, _ = known.views.sizes
+    factors: list[Any] = []
+    for x, growth in zip(sides, grown, strict=True):
+        value = static.value(known.views.part.get(x, x))
+        examples = part ** int(growth)  # pyright: ignore[reportArgumentType]
+        if value is None or (value % examples).any():
+            return None
+        factors.append(value // examples)
+    exact = (factors[1] != 0).all() and not (factors[0] % np.maximum(np.abs(factors[1]), 1)).any()
+    return grown[0] - grown[1] if exact else None  # pyright: ignore[reportOperatorIssue]
+
+
 def _of_copy(tensor: Tensor, known: _Known) -> Growth:
     """A vector of entries stays one."""
     growth = known.find(tensor.node.inputs[0])
@@ -364,6 +393,7 @@ def _of_copy(tensor: Tensor, known: _Known) -> Growth:
 
 
 _OF_SHAPES: Mapping[str, Callable[[Tensor, _Known], Any]] = {
+    "Rank": lambda tensor, known: 0,
     "Shape": _of_shape,
     "ShapeN": _of_shape,
     "Size": _of_size,
@@ -373,6 +403,9 @@ _OF_SHAPES: Mapping[str, Callable[[Tensor, _Known], Any]] = {
     "Pack": _of_pack,
     "ConcatV2": _of_concatenation,
     "Maximum": _of_maximum,
+    "Div": _of_division,
+    "FloorDiv": _of_division,
+    "TruncateDiv": _of_division,
     "Cast": _of_copy,
     "Identity": _of_copy,
     "Reshape": _of_copy,

@@ -10,14 +10,16 @@ A tensor that depends on a feed that is split holds the batch where one of its d
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from gradserve.errors import Unsupported
 from gradserve.graph.graph import Node, Tensor
 from gradserve.server.batch_axes import Views
 from gradserve.server.effects import is_handle, writes
 from gradserve.server.flow import variable_name
 from gradserve.server.growth import ANY, Growth, Growths, growths
+from gradserve.server.mixing import Standing, standings
 from gradserve.workers.segment import controls
 
 # What a part of the examples says nothing of.
@@ -30,6 +32,9 @@ _OF_SHAPES = frozenset(("Rank", "Shape", "ShapeN", "Size"))
 _SUMS = frozenset(("Add", "AddN", "AddV2", "Sub"))
 _FORMS = frozenset(("ExpandDims", "Identity", "Neg", "Reshape", "Squeeze", "Transpose"))
 _SCALES = frozenset(("Div", "DivNoNan", "Mul", "RealDiv"))
+
+
+_WITHOUT_ROWS = frozenset((Standing.SHARED, Standing.SIZE, Standing.TOTAL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Halves:
         dependent: the nodes that depend on the batch.
         each: those of them that run once a shard.
         views: the tensors at two sizes of the batch.
-        growths: of the tensors that depend on the batch.
+        growths, standings: of the tensors that depend on the batch.
         sums: whether integers that the graph tells nothing of are sums.
     """
 
@@ -60,6 +65,7 @@ class Halves:
     each: set[Node]
     views: Views
     growths: Growths
+    standings: Mapping[Tensor, Standing]
 
     def depends(self, tensor: Tensor) -> bool:
         """Whether a tensor depends on the batch."""
@@ -67,9 +73,18 @@ class Halves:
 
     def holds_batch(self, tensor: Tensor) -> bool:
         """Whether a tensor is another one in each shard in its size, not only in its values."""
-        if tensor in self.settled or not self.depends(tensor):
+        if tensor in self.settled or not self.depends(tensor) or self.standing(tensor) in _WITHOUT_ROWS:
             return False
         return tensor.dtype.base.kind in "rv" or self.views.axes(tensor) != ()
+
+    def standing(self, tensor: Tensor) -> Standing:
+        """What a shard's tensor is of the whole batch's."""
+        return self.standings.get(tensor, Standing.SHARED)
+
+    def mixes(self, node: Node) -> bool:
+        """Whether a node would make something in a shard that is no part of what it makes of all examples."""
+        ends = node.outputs or node.inputs
+        return any(self.standing(tensor) is Standing.MIXED and tensor not in self.fed for tensor in ends)
 
     def growth(self, tensor: Tensor) -> Growth:
         """The growth of a tensor; zeros have none."""
@@ -92,30 +107,35 @@ class Halves:
 def divide(
     order: Sequence[Node],
     fed: Collection[Tensor],
-    split: Collection[Tensor],
+    split: Mapping[Tensor, Standing],
     views: Views,
     settled: Collection[Tensor] = (),
     anchored: Iterable[Tensor] = (),
     *,
     sums: bool = False,
+    local: bool = False,
 ) -> Halves:
-    """Divides a request.
+    """Divides a request. Raises Unsupported where a gradient or a new value can't be the whole batch's.
 
     Args:
         order: the nodes that it needs, in an order in which they can run.
         fed, split: the tensors whose values are given, and those of them that are split.
         views: the tensors at two sizes of the batch.
-        settled: what does not hold the batch, whatever the graph says of its shape.
+        settled: what does not hold the batch, whatever the graph says of its shape: gradients of what all share.
         anchored: what must be computed in the shards.
         sums: whether integers that the graph tells nothing of are sums.
+        local: whether examples that look at each other may see those of their shard only.
     """
     writers = {node for node in order if changes_variable(node)}
     dependent = dependents(split, fed, set(order))
     later = _later(order, writers, fed)
     found = growths(order, dependent, dict.fromkeys(split, 0), views)
-    halves = Halves(order, fed, split, settled, sums, writers, later, dependent, set(), views, found)
-    core = [node for node in order if node in dependent and _touches_batch(halves, node)]
-    late = _late(halves, core, [tensor.node for tensor in anchored])
+    reading = [node for node in order if node in dependent]
+    standing = standings(reading, {**dict.fromkeys(fed, Standing.SHARED), **split}, views, found)
+    halves = Halves(order, fed, split, settled, sums, writers, later, dependent, set(), views, found, standing)
+    core = [node for node in reading if _touches_batch(halves, node)]
+    mixing = set[Node]() if local else {node for node in core if halves.mixes(node)}
+    late = _late(halves, core, mixing, [tensor.node for tensor in anchored])
     _add(halves, [node for node in core if node not in late])
     for node in order:
         if node in dependent and node not in halves.each and (_must_stay(halves, node) or _may_stay(halves, node)):
@@ -154,17 +174,38 @@ def _touches_batch(halves: Halves, node: Node) -> bool:
     return any(halves.holds_batch(tensor) for tensor in (*node.inputs, *node.outputs))
 
 
-def _late(halves: Halves, core: Sequence[Node], anchored: Sequence[Node]) -> set[Node]:
+def _late(halves: Halves, core: Sequence[Node], mixing: Collection[Node], anchored: Sequence[Node]) -> set[Node]:
     """What of the core must not run in the shards, and need not: no total is made of it there."""
     distinct = _distinct(halves, core)
     early = {node for node in core if node not in halves.later and _makes_total(halves, node, distinct)}
-    early = _before(halves, [*early, *anchored])
+    _check_mixing(halves, early.intersection(mixing))
+    early = _before(halves, [*early.difference(mixing), *anchored])
     late: set[Node] = set()
     for node in core:
         after = any(tensor.node in late and tensor not in halves.fed for tensor in node.inputs)
-        if node not in early and (after or node in halves.later or _is_holistic(halves, node)):
+        if node not in early and (after or node in mixing or node in halves.later or _is_holistic(halves, node)):
             late.add(node)
     return late
+
+
+def _check_mixing(halves: Halves, totals: Collection[Node]) -> None:
+    """Raises Unsupported where training needs totals that no shard can make: all of it would run once."""
+    sought = _before(halves, [*(tensor.node for tensor in halves.settled), *_read_by(halves.writers)])
+    if sought.isdisjoint(totals):
+        return
+    total = next(node for node in halves.order if node in totals and node in sought)
+    before = _before(halves, [total])
+    first = next(node for node in halves.order if node in before and halves.mixes(node))
+    raise Unsupported(
+        f"{first.name} ({first.type}) lets examples look at each other, and {total.name} ({total.type}) sums what "
+        "comes of it: the shards can't give the answer of the whole batch. Ask without shards, or with "
+        "local_statistics, if each shard is to see its own examples only.",
+        node=first.name, op=first.type,
+    )  # fmt: skip
+
+
+def _read_by(nodes: Iterable[Node]) -> list[Node]:
+    return [tensor.node for node in nodes for tensor in node.inputs]
 
 
 def _distinct(halves: Halves, core: Sequence[Node]) -> set[Tensor]:
@@ -178,8 +219,7 @@ def _distinct(halves: Halves, core: Sequence[Node]) -> set[Tensor]:
         if node.type in _DISTINCT or any(tensor.node in after for tensor in node.inputs):
             after.add(node)
             for tensor in node.outputs:
-                axes = halves.views.axes(tensor)
-                if axes and None in axes[0]:
+                if halves.views.is_open(tensor):
                     found.add(tensor)
     return found
 

@@ -186,7 +186,8 @@ def sharding_of(options: wire.RunOptions, shapes: Mapping[str, Shape], limits: L
     part = bounds(examples, asked.shards)[1]
     # Of one example or none nothing could be told from what is 1 or nothing anyway.
     sizes = (part, examples) if 1 < part < examples else (max(examples, 2), 2 * max(examples, 2))
-    return Sharding(asked.shards, split, REDUCTIONS[asked.reduction], known, sizes=sizes)
+    local = asked.local_statistics or asked.shards == 1  # one shard has all examples
+    return Sharding(asked.shards, split, REDUCTIONS[asked.reduction], known, local=local, sizes=sizes)
 
 
 class _Seeds(NamedTuple):

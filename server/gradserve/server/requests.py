@@ -64,13 +64,23 @@ class Asked:
         return specs
 
     def run_options(
-        self, allow_soft_placement: bool, shards: int | None, split: Sequence[str], reduction: str, memory_budget: int
+        self,
+        allow_soft_placement: bool,
+        shards: int | None,
+        split: Sequence[str],
+        reduction: str,
+        local_statistics: bool,
+        memory_budget: int,
     ) -> wire.RunOptions:
         """How a step is run. Raises InvalidArgument."""
         message = wire.RunOptions(allow_soft_placement=allow_soft_placement, memory_budget_bytes=memory_budget)
         if shards is not None:
-            sharding = wire.Sharding(shards=shards, feeds=self.tensors(split), reduction=REDUCTIONS[reduction])
-            message.sharding.CopyFrom(sharding)
+            message.sharding.CopyFrom(
+                wire.Sharding(
+                    shards=shards, feeds=self.tensors(split), reduction=REDUCTIONS[reduction],
+                    local_statistics=local_statistics,
+                )
+            )  # fmt: skip
         elif split:
             raise InvalidArgument("--split names feeds to split, but there is no --shards: say how many.")
         return message

@@ -37,6 +37,7 @@ class Sharding:
         reduction: of the loss, over its examples; it weighs what the graph does not tell.
         shapes: of all feeds, the first dimension of those to split left open.
         slices: feeds to split by their indices.
+        local: whether examples that look at each other may see those of their shard only.
         sizes: numbers of examples to look at the graph with: of a shard, and of the whole.
     """
 
@@ -45,6 +46,7 @@ class Sharding:
     reduction: Reduction
     shapes: tuple[tuple[str, Shape], ...] = ()
     slices: tuple[Slices, ...] = ()
+    local: bool = False
     sizes: tuple[int, int] = field(default=(1, 2), compare=False)
 
     @property

@@ -30,6 +30,7 @@ from gradserve.server.effects import draws
 from gradserve.server.extract import extract
 from gradserve.server.growth import WHOLE, Flat
 from gradserve.server.halves import Halves, divide, with_rows
+from gradserve.server.mixing import SHAPES, Standing
 from gradserve.server.sharding import Reduction, Sharding, piece_shapes
 from gradserve.server.weights import Weights
 from gradserve.workers.segment import controls, needed
@@ -38,6 +39,11 @@ from gradserve.workers.segment import controls, needed
 _STORES = frozenset((
     "Assign", "AssignVariableOp", "LookupTableImport", "LookupTableImportV2", "LookupTableInsert",
     "LookupTableInsertV2", "ResourceScatterNdUpdate", "ResourceScatterUpdate", "ScatterNdUpdate", "ScatterUpdate",
+))  # fmt: skip
+# What adds up rows of one index: of several such sums it makes their sum.
+_SUMS_OF_SLICES = frozenset((
+    "ResourceScatterAdd", "ResourceScatterSub", "ScatterAdd", "ScatterNd", "ScatterSub", "Unique", "UniqueV2",
+    "UnsortedSegmentSum",
 ))  # fmt: skip
 
 
@@ -176,7 +182,7 @@ def cut(
     """
     _check_split(sharding, feeds)
     fed = frozenset(feeds.values())
-    split = frozenset(feeds[name] for name in sharding.split)
+    split = _standing(sharding, feeds)
     order = needed([entry.tensor for entry in wanted], targets, fed)
     rows = [feeds[name] for name in sharding.feeds]
     sizes = views(order, rows, sharding.sizes)
@@ -185,8 +191,8 @@ def cut(
     # Of a sparse gradient of rows only the shards can tell which rows they are.
     wanted = [entry if entry.x in spread else entry._replace(shape=None) for entry in wanted]
     anchored = [tensor for entry in wanted if entry.shape is not None for tensor in (entry.tensor, entry.shape)]
-    sums = sharding.reduction is Reduction.SUM
-    halves = divide(order, fed, split, sizes, settled, anchored, sums=sums)
+    sums = sharding.local and sharding.reduction is Reduction.SUM
+    halves = divide(order, fed, split, sizes, settled, anchored, sums=sums, local=sharding.local)
     if not halves.dependent:
         raise InvalidArgument(
             "Nothing that is asked for depends on the feeds to split: ask without shards, or split other feeds.",
@@ -209,6 +215,18 @@ def _check_split(sharding: Sharding, feeds: Mapping[str, Tensor]) -> None:
             )  # fmt: skip
 
 
+def _standing(sharding: Sharding, feeds: Mapping[str, Tensor]) -> dict[Tensor, Standing]:
+    """What the feeds that are split are in a shard."""
+    found = {feeds[name]: Standing.ROWS for name in sharding.feeds}
+    for values, indices, dense_shape in sharding.slices:
+        found |= {
+            feeds[values]: Standing.ROWS,
+            feeds[indices]: Standing.PLACES,
+            feeds[dense_shape]: Standing.SIZE,
+        }
+    return found
+
+
 class _Cutter:
     """Walks both halves from what is asked for to what it needs.
 
@@ -228,8 +246,8 @@ class _Cutter:
         self.kept: dict[bool, set[Node]] = {True: set(), False: set()}
         self.stack: list[tuple[bool, Node]] = []
         self.targets: dict[bool, dict[Node, None]] = {True: {}, False: {}}
-        self.parts: dict[tuple[Tensor, bool, Tensor | None], Part] = {}
-        self.places: dict[tuple[Tensor, bool, Tensor | None], int] = {}
+        self.parts: dict[tuple[Tensor, int, Tensor | None], Part] = {}
+        self.places: dict[tuple[Tensor, int, Tensor | None], int] = {}
         self.given: dict[Tensor, int] = {}
         self.fetches: dict[Tensor, int] = {}
         self.results: list[tuple[bool, int]] = []
@@ -239,7 +257,7 @@ class _Cutter:
     def collect(self, wanted: Sequence[Wanted], targets: Sequence[Node]) -> None:
         """Finds the nodes of both halves, the parts, and where the results come from."""
         for entry in wanted:
-            if entry.shape is not None or self.halves.in_shards(entry.tensor):
+            if entry.shape is not None or self._crosses(entry, None):
                 self.results.append((True, self._part(entry)))
             else:
                 self.results.append((False, self.fetches.setdefault(entry.tensor, len(self.fetches))))
@@ -272,7 +290,7 @@ class _Cutter:
         for tensor in node.inputs:
             if tensor in self.halves.fed:
                 continue
-            if not each and self.halves.in_shards(tensor):
+            if not each and self._crosses(Wanted(tensor), node):
                 if tensor not in self.given:
                     self.given[tensor] = self._part(Wanted(tensor), node)
             elif each and tensor.node in self.halves.writers:
@@ -308,9 +326,9 @@ class _Cutter:
         `reader` is a node of the other half that takes it; without one it is a result.
         """
         tensor = wanted.tensor
-        weighed = self._is_weighed(wanted, reader)
+        power = self._power(wanted, reader)
         places = wanted.shape if wanted.kind is Kind.INDICES else None
-        key = tensor, weighed, places
+        key = tensor, power, places
         if key not in self.places:
             whole = -1 if places is None else self._part(Wanted(places))
             self.parts[key] = self._made(wanted, whole)
@@ -328,7 +346,7 @@ class _Cutter:
         elif wanted.shape is not None:
             role = Role.ROWS
         elif self.halves.holds_batch(tensor):
-            role, axis = Role.ROWS, _axis(tensor, self.halves.views)
+            role, axis = Role.ROWS, _axis(tensor, self.halves.views) if self.sharding.shards > 1 else 0
         elif tensor.dtype.base.kind in "iu" and (growth == 0 or isinstance(growth, tuple)):
             role, added = Role.SIZES, growth if isinstance(growth, tuple) else (0,)
         elif not self.halves.adds_up(tensor):
@@ -342,20 +360,50 @@ class _Cutter:
             tuple(entry == 1 for entry in added), whole,
         )  # fmt: skip
 
-    def _is_weighed(self, wanted: Wanted, reader: Node | None) -> bool:
-        """Whether the shards' values count by their part of the examples."""
+    def _crosses(self, wanted: Wanted, reader: Node | None) -> bool:
+        """Whether the shards compute a tensor for the other half, or for the result; else that half does so itself.
+
+        Raises InvalidArgument where it must be the shards and what they have says nothing of the whole.
+        """
+        tensor, anchored = wanted.tensor, wanted.shape is not None
+        if not anchored and not self.halves.in_shards(tensor):
+            return False
+        if self.sharding.local or self._is_part(wanted, reader):
+            return True
+        if anchored or draws(tensor.node):
+            raise InvalidArgument(
+                f"{tensor.name} ({tensor.node.type}) of the shards says nothing of the whole batch: examples look at "
+                "each other. Ask without shards, or with local_statistics, if each shard is to see its own examples "
+                "only.",
+                tensor=tensor.name, op=tensor.node.type,
+            )  # fmt: skip
+        return False
+
+    def _is_part(self, wanted: Wanted, reader: Node | None) -> bool:
+        """Whether what the shards have of a tensor comes together to that of the whole."""
+        tensor, standing = wanted.tensor, self.halves.standing(wanted.tensor)
+        if wanted.kind is Kind.INDICES and wanted.shape is not None:
+            return standing is Standing.PLACES
+        if standing in (Standing.DISTINCT, Standing.SLICES):
+            return wanted.kind is not Kind.VALUE if reader is None else reader.type in _SUMS_OF_SLICES
+        if standing in (Standing.SHARED, Standing.SIZE):
+            # Of the shapes of the whole all sizes are right, also what is another one in a shard of one example.
+            numbers = tensor.dtype.base.kind in "fc" and isinstance(self.halves.growth(tensor), int)
+            return numbers or tensor.node.type in SHAPES
+        return standing in (Standing.ROWS, Standing.TOTAL)
+
+    def _power(self, wanted: Wanted, reader: Node | None) -> int:
+        """The power of their part of the examples by which the shards' values count."""
         tensor = wanted.tensor
         growth = self.halves.growth(tensor) if self.halves.depends(tensor) else None
-        if tensor.dtype.base.kind not in "fc" or wanted.kind is Kind.INDICES:
-            return False
-        mean = self.sharding.reduction is Reduction.MEAN
-        if growth is WHOLE:
-            return False
-        if wanted.shape is None and not self.halves.holds_batch(tensor):
-            return growth == 0 or (growth != 1 and mean)
-        if growth is None and wanted.kind is Kind.VALUE and (reader is None or reader.type in _STORES):
-            return False
-        return growth == -1 or (growth != 0 and mean)
+        total = wanted.shape is None and not self.halves.holds_batch(tensor)
+        if tensor.dtype.base.kind not in "fc" or wanted.kind is Kind.INDICES or growth is WHOLE:
+            return 0
+        if isinstance(growth, int):
+            return int(total) - growth
+        # Only where each shard sees its own examples: the graph does not tell.
+        told = wanted.kind is Kind.VALUE and (reader is None or reader.type in _STORES) and not total
+        return int(self.sharding.reduction is Reduction.MEAN and not told)
 
     # The graphs
 
@@ -365,8 +413,8 @@ class _Cutter:
         weights = Weights(self.halves.growths.weighed)
         graph, stands = extract(self.graph, chosen, feeds.values(), weights.instead)
         parts = [
-            replace(part, name=(weights.times(stands[tensor]) if weighed else stands[tensor]).name)
-            for (tensor, weighed, _), part in self.parts.items()
+            replace(part, name=weights.times(stands[tensor], power).name)
+            for (tensor, power, _), part in self.parts.items()
         ]
         each = Half(
             graph, tuple((name, stands[tensor].name) for name, tensor in feeds.items()), (),
