@@ -44,9 +44,15 @@ class Views:
     part: Mapping[Tensor, Tensor] = field(default_factory=dict)
     whole: Mapping[Tensor, Tensor] = field(default_factory=dict)
     sizes: tuple[int, int] = (1, 1)
+    _known: dict[Tensor, Axes] = field(default_factory=dict, compare=False, repr=False)
 
     def axes(self, tensor: Tensor) -> Axes:
         """The dimensions of a tensor that hold the batch."""
+        if tensor not in self._known:
+            self._known[tensor] = self._axes(tensor)
+        return self._known[tensor]
+
+    def _axes(self, tensor: Tensor) -> Axes:
         part, whole = (view.get(tensor, tensor).shape for view in (self.part, self.whole))
         if part is None or whole is None or len(part) != len(whole):
             return None

@@ -77,16 +77,18 @@ _ELEMENTWISE = frozenset((
 # An example at a place of the first dimension, all other dimensions within it.
 _FIRST = frozenset((
     "AdjustContrastv2", "AdjustHue", "AdjustSaturation", "AvgPool", "AvgPool3D", "AvgPool3DGrad", "AvgPoolGrad",
-    "BiasAdd", "BiasAddV1", "Conv", "Conv2D", "Conv2DBackpropInput", "Conv2DBackpropInputV2", "Conv3D",
-    "Conv3DBackpropInput", "Conv3DBackpropInputV2", "DepthToSpace", "DepthwiseConv2dNative",
+    "BiasAdd", "BiasAddV1", "Conv", "Conv2D", "Conv2DBackpropInput", "Conv3D",
+    "Conv3DBackpropInputV2", "DepthToSpace", "DepthwiseConv2dNative",
     "DepthwiseConv2dNativeBackpropInput", "Dilation2D", "Dilation2DBackpropInput", "ExtractImagePatches",
     "ExtractVolumePatches", "FakeQuantWithMinMaxVarsPerChannel", "GRUBlockCell", "GRUBlockCellGrad", "InTopK",
     "InTopKV2", "LRN", "LRNGrad", "LSTMBlockCell", "LSTMBlockCellGrad", "MaxPool", "MaxPool3D", "MaxPool3DGrad",
-    "MaxPool3DGradGrad", "MaxPoolGrad", "MaxPoolGradGrad", "MaxPoolGradGradV2", "MaxPoolGradV2", "MaxPoolV2",
+    "MaxPoolGrad", "MaxPoolGradV2", "MaxPoolV2",
     "ResizeArea", "ResizeBicubic", "ResizeBicubicGrad", "ResizeBilinear", "ResizeBilinearGrad",
     "ResizeNearestNeighbor", "ResizeNearestNeighborGrad", "Select", "SoftmaxCrossEntropyWithLogits", "SpaceToDepth",
     "SparseSoftmaxCrossEntropyWithLogits",
 ))  # fmt: skip
+# So too, where all that they read has a place an example.
+_TOGETHER = frozenset(("MaxPool3DGradGrad", "MaxPoolGradGrad", "MaxPoolGradGradV2"))
 # So many of the last dimensions are one thing; those before them are a batch.
 _CORES: Mapping[str, int] = {
     **dict.fromkeys((
@@ -364,6 +366,8 @@ class _Reader(NamedTuple):
             return ends == {self.rank(made) - place}
         if node.type in _FIRST or node.type in _NORMALISATIONS:
             return not any(held) and place == 0
+        if node.type in _TOGETHER:
+            return not any(held) and place == 0 and len(rows) == 3
         if node.type in _CORES:
             core = _CORES[node.type]
             fits = all(at < self.rank(x) - core for x, at in zip(rows, held, strict=True))
