@@ -13,7 +13,7 @@ from gradserve.errors import GradserveError
 from gradserve.graph import op as catalogue
 from gradserve.graph.graph import Graph
 from gradserve.graph.op import Example, raw
-from gradserve.server import mixing
+from gradserve.server import row_ops
 from gradserve.server.batch_axes import views
 from gradserve.server.growth import growths
 from gradserve.server.halves import dependents
@@ -23,13 +23,13 @@ from tests.ops.differences import run
 from tests.ops.draw import Draw
 
 NAMED = (
-    mixing._ELEMENTWISE
-    | mixing._FIRST
-    | mixing._TOGETHER
-    | mixing._FORMS
-    | mixing._REDUCING
-    | set(mixing._CORES)
-    | set(mixing._RULES)
+    row_ops.ELEMENTWISE
+    | row_ops._FIRST
+    | row_ops._TOGETHER
+    | row_ops._FORMS
+    | row_ops._REDUCING
+    | set(row_ops._CORES)
+    | set(row_ops._RULES)
 )
 CHECKED = sorted(
     name

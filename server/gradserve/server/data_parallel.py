@@ -184,11 +184,14 @@ class _ShardedStep:
             arrays = piece(sharding, self.request.feeds, start, end)
             own = dict(zip(arrays, self.own(self.dispatcher.put(list(arrays.values()))), strict=True))
             fed = {name: (arrays[feed], own[feed]) if feed in own else self.whole[feed] for feed, name in each.feeds}
-            name = self.sharded.weight
-            if name:
-                weight = np.array((end - start) / self.examples)
-                [own[name]] = self.own(self.dispatcher.put([weight]))
-                fed[name] = weight, own[name]
+            told = {
+                self.sharded.weight: np.array((end - start) / self.examples),
+                self.sharded.place: np.array([start, end - start, self.examples]),
+            }
+            for name, array in told.items():
+                if name:
+                    [own[name]] = self.own(self.dispatcher.put([array]))
+                    fed[name] = array, own[name]
             signature = tuple((name, array.dtype, array.shape) for name, (array, _) in fed.items())
             plan = await self.plan(
                 shard_key(self.request.key), each.graph, signature, each.fetches, each.targets,

@@ -120,7 +120,7 @@ def growths(
         depth: of the body that they are in.
     """
     found = Growths(dict(given), {})
-    scaled: set[Tensor] = set()  # what was made of products with weights
+    scaled = {tensor for tensor, growth in given.items() if growth is WHOLE}  # what was made of products with weights
     for node in nodes:
         if node not in dependent:
             continue

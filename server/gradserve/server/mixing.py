@@ -20,7 +20,7 @@ shard would compute: the same node gives the right answer where it runs once, on
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +32,8 @@ from gradserve.server.batch_axes import Axis, Views, arguments
 from gradserve.server.effects import draws
 from gradserve.server.flow import LOOPS
 from gradserve.server.growth import COTANGENTS, DEEPEST, LINEAR, SUMMED, WHOLE, Growth, Growths, data_of, flat, growths
+from gradserve.server.row_draws import DRAWS as ROW_DRAWS
+from gradserve.server.row_ops import ELEMENTWISE, LOOKUP_OPS, NORMALISATIONS, keeps_rows, same_label
 
 
 class Standing(enum.Enum):
@@ -51,80 +53,15 @@ class Standing(enum.Enum):
 
 SHARED, SIZE, ROWS, TOTAL, PLACES, OFFSETS, DISTINCT, LOOKUPS, SLICES, MIXED = Standing
 
-# Entry by entry, the shapes broadcast.
-_ELEMENTWISE = frozenset((
-    "Abs", "AccumulateNV2", "Acos", "Acosh", "Add", "AddN", "AddV2", "Angle", "ApproximateEqual", "AsString", "Asin",
-    "Asinh", "Atan", "Atan2", "Atanh", "BesselI0", "BesselI0e", "BesselI1", "BesselI1e", "BesselJ0", "BesselJ1",
-    "BesselK0", "BesselK0e", "BesselK1", "BesselK1e", "BesselY0", "BesselY1", "Betainc", "BitwiseAnd", "BitwiseOr",
-    "BitwiseXor", "BroadcastTo", "Bucketize", "Cast", "Ceil", "CheckNumerics", "CheckNumericsV2", "ClipByValue",
-    "Complex", "ComplexAbs", "Conj", "Cos", "Cosh", "Dawsn", "DebugGradientIdentity", "DebugIdentity",
-    "DebugIdentityV2", "DebugIdentityV3", "DeepCopy", "Digamma", "Div", "DivNoNan", "Elu", "EluGrad", "EnsureShape",
-    "Equal", "Erf", "Erfc", "Erfinv", "Exp", "Expint", "Expm1", "FakeQuantWithMinMaxArgs",
-    "FakeQuantWithMinMaxArgsGradient", "FakeQuantWithMinMaxVars", "Floor", "FloorDiv", "FloorMod", "FresnelCos",
-    "FresnelSin", "Greater", "GreaterEqual", "GuaranteeConst", "Identity", "Igamma", "IgammaGradA", "Igammac", "Imag",
-    "Inv", "InvGrad", "Invert", "IsFinite", "IsInf", "IsNan", "LeakyRelu", "LeakyReluGrad", "LeftShift", "Less",
-    "LessEqual", "Lgamma", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "LookupTableFind",
-    "LookupTableFindV2", "Maximum", "Minimum", "Mod", "Mul", "MulNoNan", "Ndtri", "Neg", "NextAfter", "NotEqual",
-    "PlaceholderWithDefault", "Polygamma", "PopulationCount", "Pow", "PreventGradient", "Print", "RandomGammaGrad",
-    "Real", "RealDiv", "Reciprocal", "ReciprocalGrad", "RegexFullMatch", "RegexReplace", "Relu", "Relu6", "Relu6Grad",
-    "ReluGrad", "RightShift", "Rint", "Round", "Rsqrt", "RsqrtGrad", "SelectV2", "Selu", "SeluGrad", "Sigmoid",
-    "SigmoidGrad", "Sign", "Sin", "Sinh", "Snapshot", "Softplus", "SoftplusGrad", "Softsign", "SoftsignGrad", "Spence",
-    "Sqrt", "SqrtGrad", "Square", "SquaredDifference", "StaticRegexFullMatch", "StaticRegexReplace", "StopGradient",
-    "StringJoin", "StringLength", "StringLower", "StringStrip", "StringToHashBucket", "StringToHashBucketFast",
-    "StringToHashBucketStrong", "StringToNumber", "StringUpper", "Sub", "Substr", "Tan", "Tanh", "TanhGrad",
-    "TruncateDiv", "TruncateMod", "Xdivy", "Xlog1py", "Xlogy", "Zeta",
-))  # fmt: skip
-# An example at a place of the first dimension, all other dimensions within it.
-_FIRST = frozenset((
-    "AdjustContrastv2", "AdjustHue", "AdjustSaturation", "AvgPool", "AvgPool3D", "AvgPool3DGrad", "AvgPoolGrad",
-    "BiasAdd", "BiasAddV1", "Conv", "Conv2D", "Conv2DBackpropInput", "Conv3D",
-    "Conv3DBackpropInputV2", "DepthToSpace", "DepthwiseConv2dNative",
-    "DepthwiseConv2dNativeBackpropInput", "Dilation2D", "Dilation2DBackpropInput", "ExtractImagePatches",
-    "ExtractVolumePatches", "FakeQuantWithMinMaxVarsPerChannel", "GRUBlockCell", "GRUBlockCellGrad", "InTopK",
-    "InTopKV2", "LRN", "LRNGrad", "LSTMBlockCell", "LSTMBlockCellGrad", "MaxPool", "MaxPool3D", "MaxPool3DGrad",
-    "MaxPoolGrad", "MaxPoolGradV2", "MaxPoolV2",
-    "ResizeArea", "ResizeBicubic", "ResizeBicubicGrad", "ResizeBilinear", "ResizeBilinearGrad",
-    "ResizeNearestNeighbor", "ResizeNearestNeighborGrad", "Select", "SoftmaxCrossEntropyWithLogits", "SpaceToDepth",
-    "SparseSoftmaxCrossEntropyWithLogits",
-))  # fmt: skip
-# So too, where all that they read has a place an example.
-_TOGETHER = frozenset(("MaxPool3DGradGrad", "MaxPoolGradGrad", "MaxPoolGradGradV2"))
-# So many of the last dimensions are one thing; those before them are a batch.
-_CORES: Mapping[str, int] = {
-    **dict.fromkeys((
-        "Cross", "FFT", "HSVToRGB", "IFFT", "IRFFT", "LogSoftmax", "MatrixDiag", "MatrixDiagV2", "MatrixDiagV3", "RFFT",
-        "RGBToHSV", "Softmax", "TopK", "TopKV2",
-    ), 1),
-    **dict.fromkeys((
-        "Cholesky", "CholeskyGrad", "Eig", "FFT2D", "IFFT2D", "IRFFT2D", "LogMatrixDeterminant", "Lu", "MatrixBandPart",
-        "MatrixDeterminant", "MatrixDiagPart", "MatrixDiagPartV2", "MatrixDiagPartV3", "MatrixExponential",
-        "MatrixInverse", "MatrixLogarithm", "MatrixSolve", "MatrixSquareRoot", "MatrixTriangularSolve", "Qr", "RFFT2D",
-        "SelfAdjointEigV2", "Svd",
-    ), 2),
-    **dict.fromkeys(("FFT3D", "IFFT3D", "IRFFT3D", "RFFT3D"), 3),
-}  # fmt: skip
-# The same entries in the same order of examples, in another form; also with dimensions that say nothing of examples.
-_FORMS = frozenset(("ExpandDims", "Fill", "OneHot", "Squeeze", "Transpose", "ConjugateTranspose"))
-# Along dimensions that are no more.
-_REDUCING = frozenset((
-    "All", "Any", "ArgMax", "ArgMin", "EuclideanNorm", "Max", "Mean", "Min", "Prod", "Sum",
-))  # fmt: skip
-# Of the axes that their second input names.
-_ALONG = frozenset(("CumulativeLogsumexp", "Cumprod", "Cumsum", "ReverseV2"))
-# Right along a dimension that keeps its size.
-_SIZED = frozenset(("MirrorPad", "MirrorPadGrad", "Pad", "PadV2", "Slice", "StridedSlice", "StridedSliceGrad", "Tile"))
 _LISTS = frozenset((
-    "TensorListGather", "TensorListGetItem", "TensorListPopBack", "TensorListPushBack", "TensorListResize",
-    "TensorListSetItem", "TensorListStack",
+    "AddN", "AddV2", "Identity", "StopGradient", "TensorListGather", "TensorListGetItem", "TensorListPopBack",
+    "TensorListPushBack", "TensorListResize", "TensorListSetItem", "TensorListStack",
 ))  # fmt: skip
-_NORMALISATIONS = frozenset((
-    "FusedBatchNorm", "FusedBatchNormGrad", "FusedBatchNormGradV2", "FusedBatchNormGradV3", "FusedBatchNormV2",
-    "FusedBatchNormV3",
-))  # fmt: skip
+# Lists of tensors that hold rows have as many elements whatever the batch.
+_OF_LISTS = {"TensorListElementShape": SIZE, "TensorListLength": SHARED}
 _UNIQUE = frozenset(("Unique", "UniqueV2", "UniqueWithCounts", "UniqueWithCountsV2"))
 SHAPES = frozenset(("Rank", "Shape", "ShapeN", "Size"))
 _BY_SHAPE = frozenset(("OnesLike", "ZerosLike"))
-_LOOKUPS = frozenset(("Gather", "GatherNd", "GatherV2", "ResourceGather", "ResourceGatherNd"))
 _LOOKED_UP = {
     (ROWS, PLACES): ROWS,
     (ROWS, OFFSETS): ROWS,
@@ -138,7 +75,12 @@ _SUMMING = SUMMED | {"L2Loss", "Mean"}
 
 
 def standings(
-    nodes: Sequence[Node], given: Mapping[Tensor, Standing], views: Views, known: Growths, depth: int = 0
+    nodes: Sequence[Node],
+    given: Mapping[Tensor, Standing],
+    views: Views,
+    known: Growths,
+    depth: int = 0,
+    even: bool | None = None,
 ) -> dict[Tensor, Standing]:
     """The standing of every tensor that depends on the batch; what is missing is SHARED.
 
@@ -148,9 +90,10 @@ def standings(
         views: the tensors at two sizes of the batch.
         known: their growths.
         depth: of the body that they are in.
+        even: whether there is a row for each example, or so many; not so where a sparse tensor is split.
     """
     found = dict(given)
-    reader = _Reader(found, views, known, depth)
+    reader = _Reader(found, views, known, depth, PLACES not in given.values() if even is None else even)
     for node in nodes:
         if any(reader.of(tensor) is not SHARED for tensor in node.inputs):
             ends = reader.bodies(node) if node.functions() else [reader.output(tensor) for tensor in node.outputs]
@@ -166,6 +109,7 @@ class _Reader(NamedTuple):
     views: Views
     known: Growths
     depth: int
+    even: bool
 
     def of(self, tensor: Tensor) -> Standing:
         """The standing of a tensor. A size that all batches have is no size of the batch."""
@@ -201,15 +145,35 @@ class _Reader(NamedTuple):
         if node.type in SHAPES:
             axes = self.views.axes(node.inputs[tensor.index])
             known = axes is not None and all(None not in axis for axis in axes)
-            return SIZE if known else TOTAL
+            return SIZE if known or (self.even and self.axis(node.inputs[tensor.index]) is not None) else TOTAL
         if node.type in _BY_SHAPE:
             return ROWS if self.holds(tensor) else SHARED
+        if node.type in _OF_LISTS and self.of(node.inputs[0]) is ROWS:
+            return _OF_LISTS[node.type]
         if node.op is None or tensor.dtype.kind == "r":
             return MIXED if node.op is None else SHARED
+        standing = self.unbroadcast(node)
+        if standing is not None:
+            return standing if self.known.of.get(tensor, 0) is not None else MIXED
         standing = self.standing(tensor)
         if standing not in (ROWS, TOTAL):
             return standing
         return standing if self.adds_up(tensor, standing) else MIXED
+
+    def unbroadcast(self, node: Node) -> Standing | None:
+        """Of a cotangent's sum over the axes along which a term was broadcast, and of that in the term's shape, where
+        the graph does not say which axes these are. None for all else."""
+        total = node.inputs[0].node if node.type == "Reshape" else node
+        if total.type != "Sum" or total.inputs[1].node.type != "BroadcastGradientArgs":
+            return None
+        axes = total.inputs[1]
+        shape = axes.node.inputs[axes.index]
+        entries = self.known.find(shape)
+        if self.of(total.inputs[0]) is not ROWS or not isinstance(entries, tuple):
+            return None
+        if node is not total and node.inputs[1] is not shape:
+            return None
+        return ROWS if any(entries) else TOTAL
 
     def adds_up(self, tensor: Tensor, standing: Standing) -> bool:
         """Whether it is known how the parts of a tensor come together."""
@@ -262,11 +226,19 @@ class _Reader(NamedTuple):
         part, whole = (static.value(view.get(tensor, tensor)) for view in (self.views.part, self.views.whole))
         if part is not None and whole is not None and np.array_equal(part, whole):
             return SHARED
+        if node.type in ROW_DRAWS:
+            entries = self.known.find(node.inputs[0])
+            of_rows = isinstance(entries, tuple) and entries[:1] == (1,) and not any(entries[1:])
+            return ROWS if of_rows and not self.depth else MIXED
+        if node.type == "BroadcastGradientArgs":
+            return SHARED  # axes of size 1 apart, over which sums are what they are of
         if not self.holds(tensor):
             return MIXED if draws(node) else SIZE
         if node.type == "Range":
             return PLACES
-        alike = node.type in _ELEMENTWISE or node.type in ("Fill", "Tile", "Reshape") or draws(node)
+        if node.type in ("EmptyTensorList", "TensorListReserve"):
+            return ROWS
+        alike = node.type in ELEMENTWISE or node.type in ("Fill", "Tile", "Reshape") or draws(node)
         return ROWS if alike and tensor.dtype.base.kind != "v" else MIXED
 
     # Places, and distinct entries
@@ -285,21 +257,15 @@ class _Reader(NamedTuple):
             return OFFSETS
         if node.type in ("Add", "AddV2") and OFFSETS in read and read <= {OFFSETS, ROWS}:
             return OFFSETS
-        if node.type in _LOOKUPS:
+        if node.type in LOOKUP_OPS:
             pair = self.of(node.inputs[0]), self.of(node.inputs[1])
-            looked = {
-                (ROWS, PLACES): ROWS,
-                (ROWS, OFFSETS): ROWS,
-                (DISTINCT, LOOKUPS): ROWS,
-                (SHARED, DISTINCT): DISTINCT,
-            }
-            return looked.get(pair, MIXED) if self.is_along_first(node, pair) else MIXED
+            return _LOOKED_UP.get(pair, MIXED) if self.is_along_first(node, pair) else MIXED
         if node.type in _SUMS_TO_PLACES:
             if self.is_slices(node):
                 return SLICES if self.of(node.inputs[0]) is ROWS else MIXED
             placed = read in ({PLACES, ROWS}, {OFFSETS, ROWS})
             return ROWS if placed and self.holds(tensor) else MIXED
-        if read == {DISTINCT} and node.type in _ELEMENTWISE:
+        if read == {DISTINCT} and node.type in ELEMENTWISE:
             return DISTINCT
         linear = node.type in LINEAR | _QUOTIENTS | {"Mul"} and kinds.count(SLICES) == 1
         return SLICES if linear and read <= {SLICES, DISTINCT, SIZE} else MIXED
@@ -318,7 +284,7 @@ class _Reader(NamedTuple):
         """The standing of what is made of rows, and of what all shards share."""
         node = tensor.node
         rows = [x for x in data if self.of(x) is ROWS]
-        if node.type in _NORMALISATIONS and node.attrs["is_training"]:
+        if node.type in NORMALISATIONS and node.attrs["is_training"]:
             return MIXED
         if tensor.dtype.base.kind == "v" or any(x.dtype.base.kind == "v" for x in rows):
             return self.of_list(tensor, rows)
@@ -331,7 +297,7 @@ class _Reader(NamedTuple):
         made = self.axis(tensor)
         if made is None:
             return MIXED
-        return ROWS if self.keeps_rows(node, rows, held, tensor, made.place) else MIXED
+        return ROWS if keeps_rows(self, node, rows, held, tensor, made.place) else MIXED
 
     def of_list(self, tensor: Tensor, rows: Sequence[Tensor]) -> Standing:
         """Lists of tensors that hold rows each. One example alone is not to be taken out of a list of them."""
@@ -349,33 +315,15 @@ class _Reader(NamedTuple):
     def of_sums(self, tensor: Tensor, rows: Sequence[Tensor], held: Sequence[int]) -> Standing:
         """The standing of what has no room for the batch any more."""
         node = tensor.node
-        if node.type not in _SUMMING | _NORMALISATIONS or node.attrs.get("binary_output"):
+        if node.type not in _SUMMING | NORMALISATIONS or node.attrs.get("binary_output"):
             return MIXED
         if node.type == "Mean":
             axis = self.axis(rows[0])
             if axis is None or None in axis or not self.views.is_even(rows[0]):
                 return MIXED
-        if node.type == "Einsum" and not _same_label(node, rows, held):
+        if node.type == "Einsum" and not same_label(node, rows, held):
             return MIXED
         return TOTAL
-
-    def keeps_rows(self, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-        """Whether each row of the output is made of the rows at its place."""
-        if node.type in _ELEMENTWISE:
-            ends = {self.rank(x) - at for x, at in zip(rows, held, strict=True)}
-            return ends == {self.rank(made) - place}
-        if node.type in _FIRST or node.type in _NORMALISATIONS:
-            return not any(held) and place == 0
-        if node.type in _TOGETHER:
-            return not any(held) and place == 0 and len(rows) == 3
-        if node.type in _CORES:
-            core = _CORES[node.type]
-            fits = all(at < self.rank(x) - core for x, at in zip(rows, held, strict=True))
-            return fits and set(held) == {place}
-        if node.type in _FORMS or node.type in _REDUCING:
-            return True
-        rule = _RULES.get(node.type)
-        return rule is not None and rule(self, node, rows, held, made, place)
 
     # Bodies
 
@@ -405,129 +353,10 @@ class _Reader(NamedTuple):
         start = dict(zip(body.inputs, grown, strict=True))
         known = growths(body.graph.nodes, body.graph.nodes, start, views, self.depth + 1)
         standing = dict(zip(body.inputs, given, strict=True))
-        inside = standings(body.graph.nodes, standing, views, known, self.depth + 1)
+        inside = standings(body.graph.nodes, standing, views, known, self.depth + 1, self.even)
         return [inside.get(x, SHARED) for x in body.outputs]
 
 
 def _joined(standings: Collection[Standing]) -> Standing:
     told = set(standings) - {SHARED}
     return SHARED if not told else told.pop() if len(told) == 1 else MIXED
-
-
-# Ops that have dimensions of their own: whether the batch is none of them
-
-Rule = Callable[[_Reader, Node, Sequence[Tensor], Sequence[int], Tensor, int], bool]
-
-
-def _reshape(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    """In row-major order examples stay in order where as much lies before them as before."""
-    before = [_product((known.seen(rows[0]).shape or ())[: held[0]]), _product((known.seen(made).shape or ())[:place])]
-    return before[0] is not None and before[0] == before[1]
-
-
-def _product(sizes: Sequence[int | None]) -> int | None:
-    found = 1
-    for size in sizes:
-        if size is None:
-            return None
-        found *= size
-    return found
-
-
-def _along(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    axes = static.axes(known.seen(node.inputs[1]), known.rank(made))
-    return axes is not None and place not in axes
-
-
-def _roll(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    axes = static.axes(known.seen(node.inputs[2]), known.rank(made))
-    return axes is not None and place not in axes
-
-
-def _sized(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    """A slice as long as the batch is all of it."""
-    if node.type in ("StridedSlice", "StridedSliceGrad"):
-        strides = static.value(known.seen(node.inputs[3]))
-        if strides is None or (strides < 0).any():
-            return False
-    before, after = known.axis(rows[0]), known.axis(made)
-    return before is not None and after is not None and before[1:] == after[1:] and None not in after
-
-
-def _concatenation(
-    known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int
-) -> bool:
-    axis = static.scalar(known.seen(node.inputs[-1 if node.type == "ConcatV2" else 0]))
-    return axis is not None and axis % (known.rank(made) or 1) != place and set(held) == {place}
-
-
-def _pack(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    return len(set(held)) == 1
-
-
-def _split(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    """What is split or unpacked along the batch has another part of it, or none."""
-    before, after = known.axis(rows[0]), known.axis(made)
-    return before is not None and after is not None and before[1:] == after[1:] and None not in after
-
-
-def _lookup(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    params, indices = node.inputs[:2]
-    if rows == [indices]:
-        return node.type not in ("GatherNd", "ResourceGatherNd") or held[0] < known.rank(indices) - 1
-    if node.type not in ("Gather", "GatherV2"):
-        return node.type == "GatherNd" and held == [0, 0] and node.attrs.get("batch_dims", 0) > 0
-    along = static.scalar(known.seen(node.inputs[2])) if node.type == "GatherV2" else 0
-    if along is None:
-        return False
-    along %= known.rank(params) or 1
-    batch_dims = int(node.attrs.get("batch_dims", 0)) % (known.rank(indices) + 1)
-    if indices in rows:
-        return params in rows and len(set(held)) == 1 and held[0] < batch_dims
-    return held[0] != along
-
-
-def _matmul(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    """One factor has rows that are not summed over, or both have a matrix an example."""
-    rank = known.rank(made)
-    if all(known.rank(x) - at > 2 for x, at in zip(rows, held, strict=True)):
-        return {known.rank(x) - at for x, at in zip(rows, held, strict=True)} == {rank - place}
-    return len(rows) == 1
-
-
-def _einsum(known: _Reader, node: Node, rows: Sequence[Tensor], held: Sequence[int], made: Tensor, place: int) -> bool:
-    label = _same_label(node, rows, held)
-    output = node.attrs["equation"].decode() if isinstance(node.attrs["equation"], bytes) else node.attrs["equation"]
-    return bool(label) and output.replace(" ", "").partition("->")[2][place] == label
-
-
-def _same_label(node: Node, rows: Sequence[Tensor], held: Sequence[int]) -> str:
-    """The label of the batch in all factors that have it, "" where it has several or a dimension of an ellipsis."""
-    equation = node.attrs["equation"].decode() if isinstance(node.attrs["equation"], bytes) else node.attrs["equation"]
-    factors = equation.replace(" ", "").partition("->")[0].split(",")
-    if "." in equation:
-        return ""
-    places = dict(zip(rows, held, strict=True))
-    labels = {factor[places[x]] for x, factor in zip(node.inputs, factors, strict=True) if x in places}
-    return labels.pop() if len(labels) == 1 else ""
-
-
-_RULES: Mapping[str, Rule] = {
-    "Reshape": _reshape,
-    "Roll": _roll,
-    "Concat": _concatenation,
-    "ConcatV2": _concatenation,
-    "Pack": _pack,
-    "Split": _split,
-    "SplitV": _split,
-    "Unpack": _split,
-    "MatMul": _matmul,
-    "BatchMatMul": _matmul,
-    "BatchMatMulV2": _matmul,
-    "BatchMatMulV3": _matmul,
-    "SparseMatMul": _matmul,
-    "Einsum": _einsum,
-    **dict.fromkeys(_ALONG, _along),
-    **dict.fromkeys(_SIZED, _sized),
-    **dict.fromkeys(_LOOKUPS, _lookup),
-}

@@ -31,6 +31,8 @@ from gradserve.server.extract import extract
 from gradserve.server.growth import WHOLE, Flat
 from gradserve.server.halves import Halves, divide, with_rows
 from gradserve.server.mixing import SHAPES, Standing
+from gradserve.server.row_draws import DRAWS as ROW_DRAWS
+from gradserve.server.row_draws import RowDraws
 from gradserve.server.sharding import Reduction, Sharding, piece_shapes
 from gradserve.server.weights import Weights
 from gradserve.workers.segment import controls, needed
@@ -134,6 +136,7 @@ class Sharded:
         results: for each fetch of the request whether a part or a fetch of the second half gives it, and which.
         draws: the nodes of the shards that draw random numbers, and whether each shard draws its own.
         weight: what the shards are fed their part of the examples to, "" where they do not read it.
+        place: so for the number of a shard's first example, of its examples and of all, as a vector.
         watches: of the halves, where NaN and infinities are looked for.
     """
 
@@ -145,6 +148,7 @@ class Sharded:
     results: tuple[tuple[bool, int], ...]
     draws: tuple[tuple[str, bool], ...]
     weight: str
+    place: str
     watches: tuple[nonfinite.Watch, nonfinite.Watch] | None = None
 
     def told(self) -> str:
@@ -158,7 +162,7 @@ class Sharded:
         """The shapes of what the first shard is fed, from those of the request's feeds. Raises InvalidArgument."""
         known = {**feeds, **piece_shapes(self.sharding, feeds)}
         found = {name: known[feed] for feed, name in self.each.feeds}
-        return found | ({self.weight: ()} if self.weight else {})
+        return found | ({self.weight: ()} if self.weight else {}) | ({self.place: (3,)} if self.place else {})
 
 
 def cut(
@@ -366,8 +370,8 @@ class _Cutter:
         Raises InvalidArgument where it must be the shards and what they have says nothing of the whole.
         """
         tensor, anchored = wanted.tensor, wanted.shape is not None
-        if not anchored and not self.halves.in_shards(tensor):
-            return False
+        if not anchored and (not self.halves.in_shards(tensor) or tensor.dtype.base.kind == "v"):
+            return False  # lists don't come together
         if self.sharding.local or self._is_part(wanted, reader):
             return True
         if anchored or draws(tensor.node):
@@ -411,9 +415,13 @@ class _Cutter:
         """The cut request."""
         chosen = [node for node in self.halves.order if node in self.kept[True]]
         weights = Weights(self.halves.growths.weighed)
-        graph, stands = extract(self.graph, chosen, feeds.values(), weights.instead)
+        drawn = RowDraws({node for node in chosen if self._draws_rows(node)})
+        graph, stands = extract(
+            self.graph, chosen, feeds.values(),
+            lambda node, x, stand: weights.instead(node, x, drawn.instead(node, x, stand)),
+        )  # fmt: skip
         parts = [
-            replace(part, name=weights.times(stands[tensor], power).name)
+            replace(part, name=weights.times(drawn.rows(tensor, stands[tensor]), power).name)
             for (tensor, power, _), part in self.parts.items()
         ]
         each = Half(
@@ -423,9 +431,9 @@ class _Cutter:
         once, given = self._once(feeds)
         results, watches = list(self.results), None
         if find_nonfinite:
-            weight = [weights.name] if weights.name else []
+            own = [name for name in (weights.name, drawn.name) if name]
             watches = (
-                _watch(each, [part.name for part in parts], weight),
+                _watch(each, [part.name for part in parts], own),
                 _watch(once, once.fetches, [name for _, name in given]),
             )
             results += [(True, len(parts)), (False, len(once.fetches))]
@@ -434,8 +442,11 @@ class _Cutter:
         drawing = tuple((node.name, node in self.halves.dependent) for node in chosen if draws(node))
         return Sharded(
             self.sharding, replace(each, fetches=tuple(part.name for part in parts)), once, tuple(parts), given,
-            tuple(results), drawing, weights.name, watches,
+            tuple(results), drawing, weights.name, drawn.name, watches,
         )  # fmt: skip
+
+    def _draws_rows(self, node: Node) -> bool:
+        return node.type in ROW_DRAWS and self.halves.standing(node.outputs[0]) is Standing.ROWS
 
     def _once(self, feeds: Mapping[str, Tensor]) -> tuple[Half, tuple[tuple[int, str], ...]]:
         """The half that runs once, and the parts that it is fed."""
