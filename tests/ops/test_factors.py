@@ -78,6 +78,18 @@ def test_eigenvectors_up_to_their_phase(turned: bool) -> None:
     _agrees(lambda a: _weighted_size(raw.Eig.outputs(a, Tout="complex128")[1], weight), _matrix(3, 3, turned=turned))
 
 
+@pytest.mark.parametrize("compute_v", [True, False])
+def test_eigenvalues_of_a_complex_matrix_come_by_magnitude(compute_v: bool) -> None:
+    x = np.array([np.diag([3.0, -2.0, 1.0j]), np.diag([-1.0, 4.0j, 0.5])])
+    x[:, 0, 2] = 0.3  # triangular: what is on the diagonal stays
+    with Graph().as_default() as graph:
+        e, v = raw.Eig.outputs(graph.constant(x), compute_v=compute_v, Tout="complex128")
+        e, v = run([e, v], [], [])
+    np.testing.assert_allclose(e, [[1j, -2.0, 3.0], [0.5, -1.0, 4j]])
+    if compute_v:
+        np.testing.assert_allclose(x @ v, v * e[:, None, :], atol=1e-12)
+
+
 def test_least_squares_of_a_matrix_without_full_rank() -> None:
     x = np.array([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])
     with Graph().as_default() as graph:

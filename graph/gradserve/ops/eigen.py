@@ -1,4 +1,7 @@
-"""Eigenvalues and eigenvectors of square matrices that need not be self-adjoint: A V = V diag(e)."""
+"""Eigenvalues and eigenvectors of square matrices that need not be self-adjoint: A V = V diag(e).
+
+Those of complex matrices come in the order of their magnitude, as TensorFlow gives them.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,12 @@ def _shape(x: Tensor, *, compute_v: bool) -> list[Shape]:
 
 def _eigen(xp: Any, x: Any, *, compute_v: bool, Tout: Any) -> tuple[Any, Any]:
     kind = Tout.numpy
-    if not compute_v:
-        return xp.linalg.eigvals(x).astype(kind), xp.zeros((0,), kind)
-    e, v = xp.linalg.eig(x)
-    return e.astype(kind), v.astype(kind)
+    e, v = xp.linalg.eig(x) if compute_v else (xp.linalg.eigvals(x), None)
+    if x.dtype.kind == "c":
+        order = xp.argsort(xp.abs(e), axis=-1)
+        e = xp.take_along_axis(e, order, -1)
+        v = None if v is None else xp.take_along_axis(v, order[..., None, :], -1)
+    return e.astype(kind), xp.zeros((0,), kind) if v is None else v.astype(kind)
 
 
 def _gradient(de: Tensor, dv: Tensor, e: Tensor, v: Tensor, x: Tensor, *, compute_v: bool, Tout: Any) -> Tensor:
