@@ -18,10 +18,10 @@ from gradserve.graph.symbolic import count_up, rank_of
 from gradserve.ops.precision import widen
 from gradserve.ops.special import special
 
-
-def _terms(largest: Any) -> Any:
-    """How many terms of the series matter: the largest stands at n = x - a, and √x is the width around it."""
-    return largest + 12 * largest**0.5 + 60
+# Up to this x the series is summed; its largest term stands at n = x - a, and √x is the width around it.
+_LARGEST = 1e4
+# Central differences of eighth order: the weights of f(+k h) - f(-k h).
+_WEIGHTS = (4 / 5, -1 / 5, 4 / 105, -1 / 280)
 
 
 # Kernels
@@ -40,19 +40,39 @@ def _incomplete(name: str) -> Any:
 
 
 def _slope_in_a(xp: Any, a: Any, x: Any) -> Any:
-    """∂P/∂a by its series in double precision; 0 at x = 0 for every a, NaN outside of a > 0, x >= 0."""
-    from scipy.special import digamma, gammaln
-
+    """∂P/∂a in double precision; 0 at x = 0 for every a, NaN outside of a > 0, x >= 0."""
     kind = x.dtype
     a, x = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(x, np.float64))
     inside = (a > 0) & (x > 0) & np.isfinite(x) & np.isfinite(a)
-    safe_a, safe_x = np.where(inside, a, 1.0), np.where(inside, x, 1.0)
-    log = np.log(safe_x)
-    total = np.zeros_like(safe_x)
-    for n in range(int(_terms(np.max(safe_x, initial=0.0)))):
-        place = safe_a + n
-        total = total + np.exp(place * log - safe_x - gammaln(place + 1)) * (log - digamma(place + 1))
-    return np.where(inside, total, np.where((x == 0) | ((a > 0) & np.isposinf(x)), 0.0, np.nan)).astype(kind)
+    result = np.where((x == 0) | ((a > 0) & np.isposinf(x)), 0.0, np.nan)
+    few, many = inside & (x <= _LARGEST), inside & (x > _LARGEST)
+    result[few] = _slope_by_series(a[few], x[few])
+    result[many] = _slope_by_differences(a[many], x[many])
+    return result.astype(kind)
+
+
+def _slope_by_series(a: Any, x: Any) -> Any:
+    from scipy.special import digamma, gammaln
+
+    log, total = np.log(x), np.zeros_like(x)
+    largest = float(np.max(x, initial=0.0))
+    for n in range(int(largest + 12 * largest**0.5 + 60)):
+        place = a + n
+        total += np.exp(place * log - x - gammaln(place + 1)) * (log - digamma(place + 1))
+    return total
+
+
+def _slope_by_differences(a: Any, x: Any) -> Any:
+    """P is smooth over √a, the width of the distribution, and 1 where a is far below x."""
+    from scipy.special import gammainc, gammaincc
+
+    step = 0.05 * np.sqrt(a)
+    total = np.zeros_like(x)
+    for k, weight in enumerate(_WEIGHTS, 1):
+        above, below = a + k * step, np.maximum(a - k * step, 0.0)
+        part = np.where(x < a, gammainc(above, x) - gammainc(below, x), gammaincc(below, x) - gammaincc(above, x))
+        total += weight * part
+    return total / step
 
 
 def _beta(xp: Any, a: Any, b: Any, x: Any) -> Any:
