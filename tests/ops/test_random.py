@@ -104,6 +104,11 @@ def test_gamma_samples_follow_their_shape_parameter() -> None:
     assert np.var(values) == pytest.approx(3, abs=0.3)
 
 
+def test_gamma_samples_of_no_shape_are_0() -> None:
+    (values,) = _run("StatelessRandomGammaV2", np.array([5, 1], np.int32), np.array([1, 2]), np.zeros(1))
+    assert not np.any(values)
+
+
 def test_the_gradient_of_a_gamma_sample_keeps_its_place_in_the_distribution() -> None:
     alpha, sample, step = 2.5, 1.7, 1e-6
     place = special.gammainc(alpha, sample)

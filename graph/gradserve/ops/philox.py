@@ -247,4 +247,5 @@ def _gamma(stream: Stream, alpha: float) -> float:
             continue
         u = stream.uniform()
         if u < 1 - 0.0331 * x**4 or np.log(u) < 0.5 * x * x + d * (1 - v + np.log(v)):
-            return float(d * v * (stream.uniform() ** (1 / alpha) if alpha < 1 else 1))
+            power = 1 / alpha if alpha else np.inf  # an alpha of 0 has all its weight at 0
+            return float(d * v * (stream.uniform() ** power if alpha < 1 else 1))
