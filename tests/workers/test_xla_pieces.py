@@ -55,6 +55,16 @@ def test_a_cast_to_a_narrower_type_and_back_rounds() -> None:
     assert got == 1.0
 
 
+def test_a_size_comes_from_constants_by_way_of_floats() -> None:
+    graph = Graph()
+    with graph.as_default():
+        x = raw.Placeholder(dtype="float32", shape=(1, 4, 4, 1), name="x")
+        size = raw.Cast(raw.Round(raw.Mul(np.array([4, 6], np.float32), np.float32(0.5))), DstT="int32")
+        y = raw.ResizeBilinear(x, size)
+    (got,) = xla.compile_program(Segment(graph, (x,), (y,)))([np.ones((1, 4, 4, 1), np.float32)], State())
+    assert got.shape == (1, 2, 3, 1)
+
+
 _COUNT_HITS = """
 import jax, numpy as np
 import gradserve.ops

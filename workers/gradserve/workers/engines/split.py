@@ -1,8 +1,8 @@
 """Splits a segment into pieces for engines that compile: host pieces run on NumPy, device pieces are traced.
 
 Every node is one of three:
-    trace   its value follows from shapes and constants and is wanted on the host (the target of a Reshape): NumPy
-            computes it while a piece is traced, so that shape arithmetic costs nothing and breaks nothing
+    trace   whole numbers that follow from shapes and constants and are wanted on the host (the target of a Reshape):
+            NumPy computes them while a piece is traced, so that shape arithmetic costs nothing and breaks nothing
     host    it needs data on the host, has an output whose shape depends on data, holds strings, or draws from a
             stateful random stream
     device  everything else
@@ -94,6 +94,11 @@ def host_positions(node: Node) -> frozenset[int]:
     return frozenset(positions)
 
 
+def is_shape_arithmetic(node: Node) -> bool:
+    """Whether all that the node takes and gives are whole numbers or truth values."""
+    return all(tensor.dtype.kind in "iub" for tensor in (*node.inputs, *node.outputs))
+
+
 def draws(node: Node, op: Op) -> bool:
     """Whether the node takes numbers from a stateful random stream (or another state that is no variable)."""
     if op.kernel is None or not op.kernel.wants_state:
@@ -139,7 +144,8 @@ def _kinds(
             kinds[node] = Kind.TRACE  # a variable's handle
         elif any(tensor in wanted for tensor in node.outputs):
             from_trace = all(t not in fed and kinds.get(t.node) is Kind.TRACE for t in node.inputs)
-            kinds[node] = Kind.TRACE if from_trace and not op.stateful else Kind.HOST
+            traced = from_trace and not op.stateful and is_shape_arithmetic(node)
+            kinds[node] = Kind.TRACE if traced else Kind.HOST
         else:
             kinds[node] = Kind.DEVICE
     return kinds

@@ -22,7 +22,7 @@ from gradserve.graph.op import BoundRule
 from gradserve.graph.variants import Variant
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.caller import Caller
-from gradserve.workers.engines.split import Kind, Piece, host_positions, is_variable, split
+from gradserve.workers.engines.split import Kind, Piece, host_positions, is_shape_arithmetic, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
 from gradserve.workers.engines.xla_kernels import KERNELS
 from gradserve.workers.segment import Handle, Segment, State, last_reads
@@ -284,12 +284,7 @@ def _declared(steps: Sequence[tuple[Node, Callable[..., Any], tuple[int, ...], b
 
 def _is_trace_time(node: Node) -> bool:
     """Whether NumPy computes a node whose inputs are all on the host: small things and values of shapes."""
-    return (
-        not node.inputs
-        or node.op is None
-        or node.op.static is not None
-        or all(tensor.dtype.kind in "iub" for tensor in (*node.inputs, *node.outputs))
-    )
+    return not node.inputs or node.op is None or node.op.static is not None or is_shape_arithmetic(node)
 
 
 def _key(value: Any) -> Any:
