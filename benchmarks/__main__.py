@@ -9,7 +9,7 @@ import platform
 import sys
 from pathlib import Path
 
-NAMES = ("construction", "feeds", "fleets", "overhead", "placement", "plan", "scaling")
+NAMES = ("construction", "feeds", "fleets", "loops", "overhead", "placement", "plan", "scaling")
 
 
 def main() -> None:

@@ -1,21 +1,28 @@
 """Checks of values inside kernels, also of kernels that are being traced.
 
 On NumPy a check raises. A compiled program can't raise: while it is traced, the engine collects the flags and
-messages, has the program return the flags, and raises after the run.
+errors, has the program return which one came first, and raises after the run.
 """
 
 from __future__ import annotations
 
 import contextvars
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from gradserve.errors import InvalidArgument
+from gradserve.errors import GradserveError, InvalidArgument
 
-Collected = list[tuple[Any, str]]
 
-collector: contextvars.ContextVar[Collected | None] = contextvars.ContextVar("collector", default=None)
+class Collector(Protocol):
+    """What an engine collects the checks of a trace with."""
+
+    def refuse(self, wrong: Any, error: GradserveError) -> None:
+        """The error is to be raised if `wrong`, a traced bool, is true."""
+        ...
+
+
+collector: contextvars.ContextVar[Collector | None] = contextvars.ContextVar("collector", default=None)
 
 
 def refuse_if(wrong: Any, message: str) -> None:
@@ -26,7 +33,7 @@ def refuse_if(wrong: Any, message: str) -> None:
         return
     found = collector.get()
     if found is not None:
-        found.append((wrong, message))
+        found.refuse(wrong, InvalidArgument(message))
 
 
 def refuse_outside(indices: Any, size: int, what: str) -> None:

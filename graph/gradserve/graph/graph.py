@@ -207,10 +207,11 @@ class Node:
         outputs: its tensors.
         id: rank in the order of creation.
         source: the message that it was imported from, given back byte for byte on export.
+        bodies: those that it has run, so that it need not look for them again.
     """
 
     __slots__ = (
-        "_outputs", "attrs", "control_inputs", "device", "graph", "id", "inputs", "name", "op",
+        "_outputs", "attrs", "bodies", "control_inputs", "device", "graph", "id", "inputs", "name", "op",
         "source", "type",
     )  # fmt: skip
 
@@ -235,6 +236,7 @@ class Node:
         self.control_inputs = control_inputs
         self.device = device
         self.source = source
+        self.bodies: tuple[Any, ...] | None = None
         self.id = -1
         self._outputs: tuple[Tensor, ...] = ()
 
@@ -488,8 +490,12 @@ class Graph:
         node = Node(self, unique, definition.name, definition, tuple(tensors), complete, self._controls, device)
         return self.append(node)
 
-    def append(self, node: Node) -> Node:
+    def append(self, node: Node, shapes: Sequence[Shape] | None = None) -> Node:
         """Adds a finished node: checks it against its op's signature, infers dtypes and shapes.
+
+        Args:
+            node: a node of this graph, not added yet.
+            shapes: those of its outputs where they are known already, and are not to be inferred.
 
         Raises:
             InvalidGraph: duplicate name, wrong arity, dtype or attr; the message names the node.
@@ -497,7 +503,7 @@ class Graph:
         if node.name in self._by_name:
             raise InvalidGraph(f"Two nodes are called {node.name!r}: rename one.", node=node.name)
         if node.op is not None:
-            _infer_outputs(node, node.op)
+            _infer_outputs(node, node.op, shapes)
         node.id = len(self.nodes)
         self.nodes.append(node)
         self._by_name[node.name] = node
@@ -664,7 +670,7 @@ def argument_dtypes(arguments: Sequence[Argument], attrs: Mapping[str, Any]) -> 
     return result
 
 
-def _infer_outputs(node: Node, definition: Op) -> None:
+def _infer_outputs(node: Node, definition: Op, known: Sequence[Shape] | None = None) -> None:
     """Checks a node against its signature and makes its output tensors.
 
     Raises InvalidGraph, also where the shape rule finds its inputs and attrs to make no sense.
@@ -672,7 +678,9 @@ def _infer_outputs(node: Node, definition: Op) -> None:
     try:
         _check(node, definition)
         kinds = argument_dtypes(definition.signature.outputs, node.attrs)
-        if definition.shape is None:
+        if known is not None:
+            inferred = known
+        elif definition.shape is None:
             inferred: Sequence[Shape] = [None] * len(kinds)
         else:
             result = definition.shape(node, node.attrs, *node.arguments())

@@ -80,7 +80,7 @@ class TensorList(Variant):
 
     def with_items(self, items: tuple[Any, ...]) -> TensorList:
         """The same kind of list with other elements."""
-        return replace(self, items=items)
+        return TensorList(self.dtype, self.shape, items)
 
     def zeros_like(self) -> TensorList:
         """As many zeros: elements that are set become zeros of their shape."""

@@ -71,17 +71,23 @@ def truth(value: Any) -> bool:
     return bool(array.size) if array.ndim else bool(array)
 
 
-def _taken(node: Node, index: Any) -> FunctionName:
-    """The branch that is taken: the last one also for an index that is out of range."""
-    branches = branches_of(node)
+def place_of(node: Node, index: Any) -> int:
+    """The number of the branch that is taken: the last one also for an index that is out of range."""
     if "then_branch" in node.attrs:
-        return branches[truth(index)]
-    return branches[int(index)] if 0 <= int(index) < len(branches) else branches[-1]
+        return int(truth(index))
+    count = len(node.attrs["branches"])
+    return int(index) if 0 <= int(index) < count else count - 1
 
 
 def _kernel(xp: Any, index: Any, inputs: Sequence[Any], *, node: Node, state: Any, call: Call) -> list[Any]:
-    specs = [spec_of(tensor) for tensor in node.inputs[1:]]
-    return call(body_of(node.graph, _taken(node, index), specs), inputs, state)
+    branches, place = branches_of(node), place_of(node, index)
+    if node.bodies is None:
+        node.bodies = (None,) * len(branches)
+    taken = node.bodies[place]
+    if taken is None:
+        taken = body_of(node.graph, branches[place], [spec_of(tensor) for tensor in node.inputs[1:]])
+        node.bodies = (*node.bodies[:place], taken, *node.bodies[place + 1 :])
+    return call(taken, inputs, state)
 
 
 def _gradient(

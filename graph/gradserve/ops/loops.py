@@ -84,14 +84,21 @@ def _shapes(inputs: Sequence[Tensor], *, node: Node) -> list[Shape]:
 
 
 def _kernel(xp: Any, inputs: Sequence[Any], *, node: Node, state: Any, call: Call) -> list[Any]:
-    specs = loop_specs(node)
-    condition, body = (body_of(node.graph, node.attrs[name], specs) for name in ("cond", "body"))
+    if node.bodies is None:
+        specs = loop_specs(node)
+        node.bodies = tuple(body_of(node.graph, node.attrs[name], specs) for name in ("cond", "body"))
+    condition, body = node.bodies
     values = list(inputs)
     for _ in range(MOST_ROUNDS):
         if not truth(call(condition, values, state)[0]):
             return values
         values = call(body, values, state)
-    raise LimitExceeded(
+    raise too_many_rounds(node)
+
+
+def too_many_rounds(node: Node) -> LimitExceeded:
+    """The error of a loop that does not end."""
+    return LimitExceeded(
         f"The loop {node.name} has not ended after {MOST_ROUNDS:,} rounds: make its condition false sooner, or give it "
         "fewer and larger rounds.",
         node=node.name, rounds=MOST_ROUNDS,

@@ -37,7 +37,8 @@ def _matmul_shape(a: Tensor, b: Tensor, *, transpose_a: bool, transpose_b: bool)
 
 def _matmul(xp: Any, a: Any, b: Any, *, transpose_a: bool, transpose_b: bool) -> Any:
     left, right = widen(xp, a), widen(xp, b)
-    return xp.matmul(left.T if transpose_a else left, right.T if transpose_b else right).astype(a.dtype)
+    product = xp.matmul(left.T if transpose_a else left, right.T if transpose_b else right)
+    return product.astype(a.dtype, copy=False)
 
 
 def _matmul_gradient(

@@ -28,7 +28,7 @@ def _shape(value: Any) -> Shape:
     sizes = np.asarray(value)
     if sizes.ndim == 0:
         return None if sizes < 0 else ()
-    return tuple(None if size < 0 else int(size) for size in sizes)
+    return tuple([None if size < 0 else size for size in sizes.tolist()])
 
 
 def _known(element_shape: Tensor) -> Shape:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from gradserve.errors import GradserveError, InvalidArgument, Unsupported
+from gradserve.errors import GradserveError, Unsupported
 from gradserve.graph import checks
 from gradserve.graph.graph import Node, Tensor
 from gradserve.workers.engines import numpy as reference
@@ -81,30 +81,38 @@ def compile(segment: Segment) -> reference.Compiled:
     return run
 
 
+class _Checks:
+    """The checks of the kernels that have run, which the device has yet to compute."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Any, GradserveError]] = []
+
+    def refuse(self, wrong: Any, error: GradserveError) -> None:
+        self._found.append((wrong, error))
+        if len(self._found) > _MOST_CHECKS:
+            self.look()
+
+    def look(self) -> None:
+        """Waits for the flags; raises the error of the first that is set."""
+        found, self._found = self._found, []
+        for flag, (_, error) in zip(on_host([flag for flag, _ in found]), found, strict=True):
+            if flag:
+                raise error
+
+
 @contextlib.contextmanager
 def _checked() -> Generator[None]:
-    """Gathers the checks of the kernels within, which the device has yet to compute, and raises for one that fails."""
-    outer = checks.collector.get()
-    if outer is not None:  # the run of a body
+    """Gathers the checks of the kernels within, and raises for one that fails."""
+    if checks.collector.get() is not None:  # the run of a body
         yield
-        if len(outer) > _MOST_CHECKS:
-            _look_at(outer)
         return
-    found: checks.Collected = []
+    found = _Checks()
     token = checks.collector.set(found)
     try:
         yield
     finally:
         checks.collector.reset(token)
-    _look_at(found)
-
-
-def _look_at(found: checks.Collected) -> None:
-    flags = on_host([flag for flag, _ in found])
-    messages = [message for flag, (_, message) in zip(flags, found, strict=True) if flag]
-    found.clear()
-    if messages:
-        raise InvalidArgument(messages[0])
+    found.look()
 
 
 def on_host(values: Sequence[Any]) -> list[Any]:

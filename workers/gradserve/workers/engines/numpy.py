@@ -46,12 +46,21 @@ def compile(segment: Segment) -> Compiled:
 
     Raises Unsupported where a node has no kernel.
     """
+    return _compile(segment, _execute_quietly)
+
+
+def _compile_body(segment: Segment) -> Compiled:
+    """A body that runs within a segment."""
+    return _compile(segment, _execute_all)
+
+
+def _compile(segment: Segment, execute: Callable[[Sequence[Step], list[Any], State], None]) -> Compiled:
     places: dict[Tensor, int] = {}
     for tensor in segment.feeds:
         places.setdefault(tensor, len(places))
     table: list[Any] = [None] * len(places)
     steps: list[Step] = []
-    call = Caller(compile)
+    call = Caller(_compile_body)
     for node in segment.nodes():
         if node.type == "Const":
             places[node.outputs[0]] = len(table)
@@ -69,9 +78,7 @@ def compile(segment: Segment) -> Compiled:
         for place, value in zip(feeds, values, strict=True):
             env[place] = value
         del values  # what is read for the last time can go, unless the caller holds it
-        with np.errstate(all="ignore"):
-            for step in plan:
-                _execute(step, env, state)
+        execute(plan, env, state)
         return [state.read(env[place]) if is_reference else env[place] for place, is_reference in fetches]
 
     return run
@@ -117,11 +124,18 @@ def kernel_of(node: Node, definition: Op, call: Caller) -> Callable[..., Any]:
     kernel = definition.kernel.bind(node, node.attrs)
     if definition.kernel.wants_call:
         kernel = functools.partial(kernel, call=call)
-    arguments = definition.signature.inputs
-    if not any(argument.is_list for argument in arguments):
+    if not any(argument.is_list for argument in definition.signature.inputs):
         return kernel
-    attrs = node.attrs
-    return lambda xp, *flat, **extra: kernel(xp, *group(arguments, attrs, flat), **extra)
+    # An int for an argument, a slice for one that is a list.
+    entries = [
+        place if isinstance(place, int) else slice(place[0], place[-1] + 1) if place else slice(0)
+        for place in group(definition.signature.inputs, node.attrs, range(len(node.inputs)))
+    ]
+
+    def grouped(xp: Any, *flat: Any, **extra: Any) -> Any:
+        return kernel(xp, *[list(flat[e]) if type(e) is slice else flat[e] for e in entries], **extra)
+
+    return grouped
 
 
 def takes_state(definition: Op) -> bool:
@@ -149,6 +163,17 @@ def _with_frees(steps: Sequence[Step], kept: frozenset[int]) -> list[Step]:
         plan.append(step._replace(frees=tuple(sorted(last))))
     plan.reverse()
     return plan
+
+
+def _execute_quietly(plan: Sequence[Step], env: list[Any], state: State) -> None:
+    """Runs a plan; infinities and NaN are values as others are."""
+    with np.errstate(all="ignore"):
+        _execute_all(plan, env, state)
+
+
+def _execute_all(plan: Sequence[Step], env: list[Any], state: State) -> None:
+    for step in plan:
+        _execute(step, env, state)
 
 
 def _execute(step: Step, env: list[Any], state: State) -> None:

@@ -52,16 +52,17 @@ class Piece:
     outputs: tuple[Tensor, ...]
 
 
-def split(segment: Segment, compiled: Container[str] = ()) -> list[Piece]:
+def split(segment: Segment, compiled: Container[str] = (), traced: Container[Node] = ()) -> list[Piece]:
     """The pieces of a segment, in the order in which they run.
 
-    `compiled` are the op types that the engine can trace though their own kernel only runs on NumPy.
+    `compiled` are the op types that the engine can trace though their own kernel only runs on NumPy, `traced` the
+    nodes: these need nothing on the host but constants.
     """
     nodes = segment.nodes()
     fed = frozenset(segment.feeds)
-    wanted = _wanted_on_host(nodes)
-    kinds = _kinds(nodes, fed, wanted, compiled)
-    ranks = _ranks(nodes, fed, kinds)
+    wanted = _wanted_on_host(nodes, traced)
+    kinds = _kinds(nodes, fed, wanted, compiled, traced)
+    ranks = _ranks(nodes, fed, kinds, traced)
     pieces: list[Piece] = []
     own: dict[int, list[Node]] = {}
     for node in nodes:
@@ -71,8 +72,19 @@ def split(segment: Segment, compiled: Container[str] = ()) -> list[Piece]:
     if fetched:
         own.setdefault(max(own, default=0), []).extend(fetched)
     for rank in sorted(own):
-        pieces.append(_piece(rank, own[rank], nodes, fed, kinds, wanted))
+        pieces.append(_piece(rank, own[rank], nodes, fed, kinds, wanted, traced))
     return _with_outputs(pieces, segment)
+
+
+def is_one_trace(segment: Segment, compiled: Container[str], traced: Container[Node]) -> bool:
+    """Whether all of a segment can be traced at once, whatever its feeds hold."""
+    nodes = segment.nodes()
+    fed = frozenset(segment.feeds)
+    wanted = _wanted_on_host(nodes, traced)
+    kinds = _kinds(nodes, fed, wanted, compiled, traced)
+    if Kind.HOST in kinds.values():
+        return False
+    return not any(tensor in fed or kinds[tensor.node] is Kind.DEVICE for tensor in wanted)
 
 
 def is_variable(tensor: Tensor) -> bool:
@@ -106,12 +118,12 @@ def draws(node: Node, op: Op) -> bool:
     return not any(is_variable(tensor) for tensor in (*node.inputs, *node.outputs))
 
 
-def _wanted_on_host(nodes: list[Node]) -> set[Tensor]:
+def _wanted_on_host(nodes: list[Node], traced: Container[Node]) -> set[Tensor]:
     """The tensors that some node takes as a NumPy array."""
     wanted: set[Tensor] = set()
     for node in reversed(nodes):
         op = node.op
-        if op is None:
+        if op is None or node in traced:
             continue
         wanted.update(node.inputs[position] for position in host_positions(node))
         if op.static is None and any(tensor in wanted for tensor in node.outputs):  # a Shape needs no data
@@ -120,15 +132,17 @@ def _wanted_on_host(nodes: list[Node]) -> set[Tensor]:
 
 
 def _kinds(
-    nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor], compiled: Container[str]
+    nodes: list[Node], fed: frozenset[Tensor], wanted: set[Tensor], compiled: Container[str], traced: Container[Node]
 ) -> dict[Node, Kind]:
     kinds: dict[Node, Kind] = {}
     for node in nodes:
         op = node.op
-        if op is None:
+        if op is None or op.kernel is None:
             kinds[node] = Kind.HOST
         elif node.type == "Const":
             kinds[node] = Kind.TRACE
+        elif node in traced:
+            kinds[node] = Kind.DEVICE
         elif node.type in compiled:
             kinds[node] = Kind.HOST if any(tensor in wanted for tensor in node.outputs) else Kind.DEVICE
         elif op.dynamic or draws(node, op) or any(t.dtype.kind in _HOST_ONLY for t in (*node.inputs, *node.outputs)):
@@ -151,11 +165,16 @@ def _kinds(
     return kinds
 
 
-def _ranks(nodes: list[Node], fed: frozenset[Tensor], kinds: dict[Node, Kind]) -> dict[Node, int]:
+def _ranks(
+    nodes: list[Node], fed: frozenset[Tensor], kinds: dict[Node, Kind], traced: Container[Node]
+) -> dict[Node, int]:  # fmt: skip
     """The number of the piece of each node: even for host pieces, odd for device pieces."""
     ranks: dict[Node, int] = {}
     for node in nodes:
         before = [ranks[t.node] for t in node.inputs if t not in fed] + [ranks[c] for c in controls(node, fed)]
+        if node not in traced:  # what a loop computes can be read on the host once it has run
+            sources = [node.inputs[k] for k in host_positions(node)]
+            before += [ranks[t.node] + 1 for t in sources if t not in fed and t.node in traced]
         least = max(before, default=0)
         if kinds[node] is Kind.TRACE:
             ranks[node] = least
@@ -169,7 +188,7 @@ def _ranks(nodes: list[Node], fed: frozenset[Tensor], kinds: dict[Node, Kind]) -
 
 def _piece(
     rank: int, own: list[Node], nodes: list[Node], fed: frozenset[Tensor],
-    kinds: dict[Node, Kind], wanted: set[Tensor],
+    kinds: dict[Node, Kind], wanted: set[Tensor], traced: Container[Node],
 ) -> Piece:  # fmt: skip
     """A piece with the trace nodes that it needs, found by walking back from its own nodes."""
     members = set(own)
@@ -188,13 +207,15 @@ def _piece(
                 inputs[tensor] = None
     ordered = tuple(node for node in nodes if node in members)
     kind = Kind.DEVICE if rank % 2 else Kind.HOST
-    static = tuple(t for t in inputs if t in wanted and _is_static_use(t, members)) if rank % 2 else ()
+    static = tuple(t for t in inputs if t in wanted and _is_static_use(t, members, traced)) if rank % 2 else ()
     return Piece(kind, ordered, tuple(inputs), static, ())
 
 
-def _is_static_use(tensor: Tensor, members: set[Node]) -> bool:
+def _is_static_use(tensor: Tensor, members: set[Node], traced: Container[Node]) -> bool:
     """Whether a node of the piece takes the tensor as a host array."""
-    return any(node in members and flat in host_positions(node) for node, flat in tensor.consumers)
+    return any(
+        node in members and node not in traced and flat in host_positions(node) for node, flat in tensor.consumers
+    )
 
 
 def _with_outputs(pieces: list[Piece], segment: Segment) -> list[Piece]:
