@@ -153,6 +153,41 @@ def test_pieces_of_one_length_join_in_the_program() -> None:
         agree(x, [*orders(total(joined * joined), x, 1), lengths], np.arange(8.0).reshape(4, 2))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "asks", "start", "step", "bound"),
+    [
+        (np.int8, "Less", 0, 50, 120),  # 0, 50, 100, -106, -56, -6, 44, 94, -112, …
+        (np.int8, "Less", 0, 3, 126),
+        (np.uint8, "Greater", 5, -1, 0),
+        (np.uint64, "Less", 1, 3, 10),
+    ],
+)
+def test_integers_wrap_around(dtype: type, asks: str, start: int, step: int, bound: int) -> None:
+    change = np.array(step).astype(dtype)
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        body = lambda i, y: [raw.AddV2(i, change), raw.Sin(y) + raw.Cast(i, DstT="float64")]
+        i, y = loop(lambda i, y: getattr(raw, asks)(i, dtype(bound)), body, dtype(start), x)
+        agree(x, [i, *orders(y, x, 1)], X)
+
+
+def test_a_second_counter_wraps_around() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        body = lambda i, j, y: [i + 1, raw.AddV2(j, np.int8(1)), y + raw.Cast(j, DstT="float64")]
+        _, j, y = loop(lambda i, *_: raw.Less(i, 300), body, 0, np.int8(0), x)
+        (last, _) = agree(x, [j, y], X)
+        assert last == 300 - 256
+
+
+def test_texts_that_stay_the_same_may_be_in_a_loop() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        texts = x.graph.constant(np.array([b"a", b"b"], object))
+        (y, _) = loop(lambda y, _: raw.Less(raw.Sum(y, [0]), 9.0), lambda y, texts: [y + 1.0, texts], x, texts)
+        agree(x, [y], X)
+
+
 # Lists in loops
 
 

@@ -128,9 +128,8 @@ def _key(known: Known) -> Any:
     value = known.value
     if value is None:
         return known
-    return known._replace(
-        value=(value.dtype.str, value.shape, value.tolist() if value.dtype.hasobject else value.tobytes())
-    )
+    content = tuple(value.ravel().tolist()) if value.dtype.hasobject else value.tobytes()
+    return known._replace(value=(value.dtype.str, value.shape, content))
 
 
 class _Copying:

@@ -87,6 +87,11 @@ class Body:
     def outputs(self) -> tuple[Tensor, ...]:
         return self.segment.fetches
 
+    @property
+    def has_effects(self) -> bool:
+        """Whether it does more than to compute its outputs."""
+        return bool(self.segment.targets or self.assigned)
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Loop:
@@ -102,7 +107,7 @@ class Loop:
         growth: of each list by how much a round changes its length, where that is known and so is the number of rounds.
         rounds: their number, where it is known.
         guess: what the number is bounded by in the lists' capacities where it is a guess, with the guess's name.
-        counters: variables that count.
+        counters: variables that count, where the number of rounds is known.
     """
 
     node: Node
@@ -319,10 +324,12 @@ class _Loop:
     def _count(self, condition: Body, written: Function) -> None:
         """Finds the number of rounds."""
         counters = xla_rounds.counters(written.inputs, written.outputs, [known.value for known in self.knowns])
-        self.counters = {k: counter for k, counter in counters.items() if k in self.changing}
-        found = xla_rounds.count(condition.outputs[0], condition.inputs, self.counters)
-        has_effects = bool(condition.segment.targets or condition.assigned)
-        self.rounds = found._replace(exact=None) if has_effects else found
+        moving = {k: counter for k, counter in counters.items() if k in self.changing}
+        found = xla_rounds.count(condition.outputs[0], condition.inputs, moving)
+        self.rounds = found._replace(exact=None) if condition.has_effects else found
+        if self.rounds.exact is not None:
+            dtypes = [known.spec.dtype for known in self.knowns]
+            self.counters = {k: one for k, one in moving.items() if one.fits(dtypes[k], self.rounds.exact)}
 
     @property
     def _bound(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradserve.graph import static
+from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Tensor
 
 _SAME = frozenset(("Identity", "StopGradient", "PreventGradient", "Snapshot"))
@@ -46,6 +47,11 @@ class Counter(NamedTuple):
         """The least and the greatest value from one round to another."""
         ends = self.after(first), self.after(last)
         return min(ends), max(ends)
+
+    def fits(self, dtype: DType, rounds: int) -> bool:
+        """Whether so many rounds stay in a dtype's range, past which integers wrap around."""
+        limits = np.iinfo(dtype.base.numpy)
+        return limits.min <= self.after(rounds) <= limits.max
 
 
 def source_of(tensor: Tensor) -> Tensor:
@@ -132,4 +138,5 @@ def _bound(term: Tensor, places: dict[Tensor, Counter]) -> int | None:
     room += _SMALLEST.get(kind, 0) + _LARGEST.get(kind, 0)
     if room <= 0:
         return 0
-    return -(-room // step) if step > 0 else None
+    rounds = -(-room // step) if step > 0 else None
+    return rounds if rounds is not None and counter.fits(left.dtype, rounds) else None
