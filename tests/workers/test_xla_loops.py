@@ -11,7 +11,7 @@ import pytest
 
 import gradserve.ops  # noqa: F401
 from gradserve.autodiff import gradients
-from gradserve.errors import GradserveError, InvalidArgument, LimitExceeded
+from gradserve.errors import ComputationFailed, FailedPrecondition, GradserveError, InvalidArgument, LimitExceeded
 from gradserve.graph.functions import add_function, argument, new_body, spec_of
 from gradserve.graph.graph import Graph, IndexedSlices, Node, Tensor
 from gradserve.graph.inline import inline, target_of
@@ -431,6 +431,65 @@ def test_a_body_that_can_only_fail_fails_when_it_is_run_and_not_before() -> None
         agree(x, [y, z], X)
         fails(x, y, -X, InvalidArgument, "not in")
         fails(x, z, -X, InvalidArgument, "not in")
+
+
+def test_shapes_that_contradict_each_other_fail_as_on_the_reference() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=None)
+        y = loop(lambda y: raw.Less(raw.Sum(y, [0]), 3.0), lambda y: [y * 2.0], x)[0] + np.ones(3)
+        segment = segment_of(x, [y])
+        for compile in (reference.compile, xla.compile_program):
+            with pytest.raises(ComputationFailed, match=r"AddV2 \(AddV2\) failed"):
+                compile(segment)([np.ones(4)], State())
+
+
+def test_what_fails_for_want_of_room_alone_does_not_fail() -> None:
+    """Past the room for its rows the loop reads what was never written."""
+    kind = {"element_dtype": "int32"}
+
+    def body(y: Tensor, i: Tensor, held: Tensor, z: Tensor) -> list[Any]:
+        held = raw.TensorListPushBack(held, i, **kind)
+        before = raw.Maximum(i - 4, 0)
+        wrong = raw.Sub(before, raw.TensorListGetItem(held, before, np.array([], np.int32), **kind))
+        return [y + 1.0, i + 1, held, z + raw.GatherV2(np.ones(1), wrong, 0)]
+
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=())
+        start = raw.EmptyTensorList(np.array([], np.int32), ANY, **kind)
+        z = loop(lambda y, *_: raw.Less(y, 60.5), body, x, 0, start, np.float64(0))[3]
+        assert agree(x, [z], np.array(0.0)) == [61.0]
+
+
+def test_the_first_error_is_raised_also_where_a_later_one_is_certain() -> None:
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        (last,) = loop(lambda y: raw.Less(raw.Sum(y, [0]), 0.0), lambda y: [y + 1.0], x)
+        first = raw.GatherV2(x, raw.Cast(raw.Sum(last, [0]), DstT="int32"), 0)
+        with graph.control_dependencies([first]):
+            later = read(variable())
+        segment = segment_of(x, [first + later])
+        for compile in (reference.compile, xla.compile_program):
+            run = compile(segment)
+            for _ in range(2):
+                with pytest.raises(InvalidArgument, match=r"not in \[0, 3\)"):
+                    run([X * 9], State())
+                with pytest.raises(FailedPrecondition, match="w is read before"):
+                    run([X], State())
+
+
+def test_an_error_is_that_of_the_variables_there_are() -> None:
+    """A program with a variable and one without have different checks."""
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        first = lambda x: raw.GatherV2(x, raw.Cast(raw.Sum(x, [0]), DstT="int32"), 0)
+        asks = raw.Greater(raw.Sum(x, [0]), 0.0)
+        y = branch(asks, lambda x, w: [x * read(w)], lambda x, w: [x + first(x)], x, variable())[0]
+        run = xla.compile_program(segment_of(x, [y]))
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match="w is read before"):
+                run([X], State())
+            with pytest.raises(InvalidArgument, match=r"not in \[0, 3\)"):
+                run([-9 * X], State(values={"w": X}))
 
 
 # State

@@ -19,6 +19,7 @@ import numpy as np
 from gradserve.errors import GradserveError
 from gradserve.graph.graph import Tensor
 from gradserve.graph.variants import Variant
+from gradserve.ops import loops
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.caller import Caller
 from gradserve.workers.engines.split import Kind, Piece, is_variable, split
@@ -137,12 +138,18 @@ class _Known:
         key = shapes, missing
         found = self._made.get(key)
         if found is None:
-            found = self._made[key] = _Pieces(known(self._segment, shapes, self._rounds, missing))
+            found = self._made[key] = _Pieces(self._known(shapes, missing))
             if len(self._made) > _MOST_PROGRAMS:
                 self._made.popitem(last=False)
         else:
             self._made.move_to_end(key)
         return found
+
+    def _known(self, shapes: tuple[Any, ...], missing: frozenset[int | str]) -> Body:
+        try:
+            return known(self._segment, shapes, self._rounds, missing)
+        except GradserveError:  # shapes that contradict each other: the node that can't do with them says so itself
+            return Body.plain(self._segment)
 
 
 class _Pieces:
@@ -220,7 +227,9 @@ class _DeviceRunner:
     def __call__(self, env: dict[Tensor, Any], state: State) -> None:
         host = {tensor: _on_host(env[tensor]) for tensor in self.static}
         values = [env[tensor] for tensor in self.dynamic]
-        key = (*map(_key, host.values()), *map(_signature, values))
+        names = self.bound.variables | {value.variable for value in host.values() if isinstance(value, Handle)}
+        held = {name: state.read(Handle(name)) for name in sorted(names) if state.is_initialised(Handle(name))}
+        key = (*map(_key, host.values()), *map(_signature, values), *held, *map(_signature, held.values()))
         program = self._programs.get(key)
         if program is None:
             program = self._programs[key] = _Program(self, host)
@@ -228,46 +237,61 @@ class _DeviceRunner:
                 self._programs.popitem(last=False)
         else:
             self._programs.move_to_end(key)
-        env.update(zip(self.piece.outputs, program(values, state), strict=True))
+        env.update(zip(self.piece.outputs, program(values, held, state), strict=True))
 
 
 class _Program:
     """A device piece compiled for given host values.
 
     What can't leave a compiled program (handles, strings) is remembered from the trace, and so are the errors of the
-    checks that the program makes.
+    checks that the program makes, and the variables that it destroys.
     """
 
     def __init__(self, runner: _DeviceRunner, host: Mapping[Tensor, Any]) -> None:
         self._runner = runner
         self._host = host
-        self._variables = runner.bound.variables | {v.variable for v in host.values() if isinstance(v, Handle)}
         self._literals = [tensor.node.attrs["value"] for tensor in runner.literals]
         self._constants: dict[int, Any] = {}
         self._errors: list[GradserveError | MoreRounds] = []
+        self._destroyed: set[str] = set()
         self._compiled = jax.jit(self._trace, compiler_options=_OPTIONS)
 
-    def __call__(self, values: list[Any], state: State) -> list[Any]:
-        current = {**state.values, **state.updates}
-        used = {name: value for name, value in current.items() if name in self._variables}
-        outputs, updates, code, rounds = self._compiled(values, self._literals, used)
+    def __call__(self, values: list[Any], variables: dict[str, Any], state: State) -> list[Any]:
+        outputs, updates, code, rounds = self._compiled(values, self._literals, variables)
         failed = int(code) if self._errors else 0
         if failed:
-            error = self._errors[failed - 1]
-            raise MoreRounds(error.name, int(rounds[error.name])) if isinstance(error, MoreRounds) else copy(error)
+            raise self._error(failed, rounds)
+        for name in self._destroyed:
+            state.forget(Handle(name))
         state.updates.update(updates)
         for position, value in self._constants.items():
             outputs[position] = value
         return outputs
 
-    def _trace(self, values: list[Any], literals: list[Any], current: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+    def _error(self, code: int, rounds: Mapping[str, Any]) -> GradserveError | MoreRounds:
+        """What a run failed with. Without room for all rounds it has read rows that were never written: any other
+        error may come of that alone, save that a loop does not end."""
+        for error in self._errors:
+            if isinstance(error, MoreRounds):
+                count = int(rounds.get(error.name, 0))
+                if error.rounds < count < loops.MOST_ROUNDS:
+                    return MoreRounds(error.name, count)
+        return copy(self._errors[code - 1])
+
+    def _trace(self, values: list[Any], literals: list[Any], variables: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
         runner = self._runner
         env: dict[Tensor, Any] = {**self._host, **dict(zip(runner.dynamic, values, strict=True))}
-        state = State(values=current)
+        state = State(values=variables)
         self._errors.clear()
         report = Report(self._errors)
-        with np.errstate(all="ignore"):
-            runner.bound.run(env, state, report, dict(zip(runner.literals, literals, strict=True)))
+        self._constants, self._destroyed = {}, set()
+        try:
+            with np.errstate(all="ignore"):
+                runner.bound.run(env, state, report, dict(zip(runner.literals, literals, strict=True)))
+        except GradserveError as error:  # which every run raises, unless a check before it fails
+            report.refuse(np.True_, error)
+            return [], {}, report.code, report.rounds
+        self._destroyed = variables.keys() - state.values.keys() - state.updates.keys()
         outputs = [env[tensor] for tensor in runner.piece.outputs]
         self._constants = {k: value for k, value in enumerate(outputs) if _stays_outside(value)}
         arrays = [() if k in self._constants else value for k, value in enumerate(outputs)]

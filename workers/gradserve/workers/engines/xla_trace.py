@@ -50,9 +50,12 @@ class Step(NamedTuple):
 
 
 class MoreRounds(Exception):
-    """A loop ran so many rounds, which is more than its lists have room for: nothing of the run counts."""
+    """A loop ran so many rounds, which is more than its lists have room for: nothing of the run counts.
 
-    def __init__(self, name: str, rounds: int = 0) -> None:
+    As a check of a program it holds the rounds that there is room for.
+    """
+
+    def __init__(self, name: str, rounds: int) -> None:
         super().__init__(name, rounds)
         self.name = name
         self.rounds = rounds
@@ -85,7 +88,7 @@ class Report:
     def count(self, name: str, rounds: Any, room: int) -> None:
         """Notes how many rounds a guessed loop ran, which is too many where they are more than it has room for."""
         self.rounds[name] = jnp.maximum(self.rounds.get(name, jnp.int32(0)), rounds)
-        self._refuse(rounds > room, MoreRounds(name))
+        self._refuse(rounds > room, MoreRounds(name, room))
 
     def join(self, code: Any, rounds: Mapping[str, Any]) -> None:
         """Takes over what a report inside has come to."""
