@@ -593,6 +593,53 @@ def test_a_variable_without_a_value_can_be_given_one_in_a_loop() -> None:
         with_state(x, [y], {}, [Kind.HOST])
 
 
+def test_a_condition_that_is_false_at_once_has_its_effects() -> None:
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        w = variable()
+        inputs = [graph.constant(np.int32(0)), x, w]
+        with new_body(graph).as_default():
+            i, y, held = [argument(spec_of(t), f"argument_{k}") for k, t in enumerate(inputs)]
+            asks = add_function(graph, "asks", [i, y, held], [raw.Less(i, 0)], [raw.AssignVariableOp.run(held, y)])
+        runs = function(graph, "runs", inputs, lambda i, y, w: [i + 1, y * 2.0, w])
+        y = raw.While.outputs(inputs, cond=asks, body=runs)[1]
+        with graph.control_dependencies([y]):
+            after = read(w)
+        with_state(x, [y, after], {"w": X + 2}, [Kind.DEVICE])
+
+
+@pytest.mark.parametrize("start", [(3,), (6,)])
+@pytest.mark.parametrize("kind", ["a loop", "a branch"])
+def test_a_variable_that_gets_another_shape_is_assigned_to_on_the_host(kind: str, start: tuple[int, ...]) -> None:
+    double = lambda w, y: raw.AssignVariableOp.run(w, raw.ConcatV2([y, y], 0))
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        w = variable()
+        if kind == "a loop":
+            body = lambda given: ([given[0] + 1, given[1] * 2.0, given[2]], [double(given[2], given[1])])
+            y = effectful(body, 2, x, w)
+        else:
+            with new_body(graph).as_default():
+                inner = [argument(spec_of(t), f"argument_{k}") for k, t in enumerate((w, x))]
+                then = add_function(graph, "then", inner, [inner[1] * 2.0], [double(*inner)])
+            other = function(graph, "other", [w, x], lambda w, x: [x])
+            asks = raw.Greater(raw.Sum(x, [0]), 0.0)
+            (y,) = raw.If.outputs(asks, [w, x], Tout=["float64"], then_branch=then, else_branch=other)
+        with_state(x, [y], {"w": np.ones(start)}, [Kind.DEVICE])
+
+
+def test_a_variable_can_be_destroyed() -> None:
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        w = variable()
+        body = lambda given: ([given[0] + 1, given[1] * 2.0, given[2]], [raw.DestroyResourceOp.run(given[2])])
+        y = effectful(body, 1, x, w)
+        with_state(x, [y], {"w": X}, [Kind.HOST])
+        with graph.control_dependencies([raw.DestroyResourceOp.run(w)]):
+            z = x * 2.0
+        with_state(x, [z], {"w": X}, [Kind.DEVICE])
+
+
 # What stays on the host
 
 

@@ -24,6 +24,7 @@ from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.caller import Caller
 from gradserve.workers.engines.split import Kind, Piece, is_variable, split
 from gradserve.workers.engines.xla_background import Compiler, Ticket, use_disk_cache
+from gradserve.workers.engines.xla_control import Reshaped
 from gradserve.workers.engines.xla_kernels import KERNELS
 from gradserve.workers.engines.xla_known import known, says_more
 from gradserve.workers.engines.xla_lists import DenseList
@@ -103,13 +104,14 @@ def compile_program(segment: Segment) -> Compiled:
 class _Known:
     """A segment with loops, branches, calls or lists: pieces for each combination of shapes, in a bounded cache.
 
-    A loop that runs more rounds than its lists have room for is run again with more room; nothing of the first run
-    stays. What is found out so holds for later calls, too.
+    A loop that runs more rounds than its lists have room for is run again with more room, and one that can't carry a
+    variable is run again on the host; nothing of the first run stays. What is found out so holds for later calls, too.
     """
 
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._rounds: dict[str, int] = {}
+        self._reshaped: set[int | str] = set()
         self._made: OrderedDict[Any, _Pieces] = OrderedDict()
         for node in segment.nodes():
             reference.definition_of(node)
@@ -118,20 +120,22 @@ class _Known:
         shapes = tuple(None if isinstance(value, Handle | Variant) else np.shape(value) for value in values)
         while True:
             pieces = self._pieces(shapes, frozenset())
-            missing = pieces.without_value(values, state)
+            missing = pieces.without_value(values, state) | self._reshaped
             if missing:
                 pieces = self._pieces(shapes, missing)
-            if not pieces.guesses:
+            if not (pieces.guesses or pieces.carried):
                 return pieces(values, state)
             draft = State(state.values, dict(state.updates), dict(state.draws))
             try:
                 results = pieces(list(values), draft)
             except MoreRounds as told:
                 self._rounds[told.name] = 1 << (told.rounds - 1).bit_length()
-                del self._made[shapes, missing]
-                continue
-            state.values, state.updates, state.draws = draft.values, draft.updates, draft.draws
-            return results
+                self._made.pop((shapes, missing), None)
+            except Reshaped as told:
+                self._reshaped |= pieces.places_of(told.variable, values)
+            else:
+                state.values, state.updates, state.draws = draft.values, draft.updates, draft.draws
+                return results
 
     def _pieces(self, shapes: tuple[Any, ...], missing: frozenset[int | str]) -> _Pieces:
         """The pieces for such feeds, where these variables have no value yet."""
@@ -157,13 +161,14 @@ class _Pieces:
 
     Attributes:
         guesses: the loops whose number of rounds is guessed.
+        carried: the variables that traced loops and branches may assign to, by name or by the position of a feed.
     """
 
     def __init__(self, body: Body) -> None:
         call = Caller(compile_program)
         parts = split(body.segment, KERNELS, body.traced)
         self.guesses = body.guesses
-        self._carried = body.carried
+        self.carried = body.carried
         self._pieces = [_runner(piece, body, call) for piece in parts]
         self._feeds, self._fetches = body.segment.feeds, body.segment.fetches
         groups = [(*piece.inputs, *(t for node in piece.nodes for t in node.outputs)) for piece in parts]
@@ -179,9 +184,17 @@ class _Pieces:
         return [_fetched(env[tensor], tensor, state) for tensor in self._fetches]
 
     def without_value(self, values: Sequence[Any], state: State) -> frozenset[int | str]:
-        """The variables that traced loops and branches assign to, and that have no value yet to begin with."""
-        named = {place: place if isinstance(place, str) else values[place].variable for place in self._carried}
-        return frozenset(place for place, name in named.items() if not state.is_initialised(Handle(name)))
+        """Those that are carried and have no value yet to begin with."""
+        return frozenset(k for k in self.carried if not state.is_initialised(Handle(_variable(k, values))))
+
+    def places_of(self, variable: str, values: Sequence[Any]) -> frozenset[int | str]:
+        """Those that are carried and stand for a variable."""
+        return frozenset(k for k in self.carried if _variable(k, values) == variable)
+
+
+def _variable(place: int | str, values: Sequence[Any]) -> str:
+    """The name of a variable that is given by its name or by the position of its handle among the feeds."""
+    return place if isinstance(place, str) else values[place].variable
 
 
 def _fetched(value: Any, tensor: Tensor, state: State) -> Any:

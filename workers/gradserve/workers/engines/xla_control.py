@@ -27,6 +27,14 @@ if TYPE_CHECKING:
 Literals = Mapping[Tensor, Any]
 
 
+class Reshaped(Exception):
+    """A loop or branch gives a variable a value of another shape or dtype, so that it can't carry it."""
+
+    def __init__(self, variable: str) -> None:
+        super().__init__(variable)
+        self.variable = variable
+
+
 def run(
     plan: Plan, bodies: Sequence[Bound], values: Sequence[Any], state: State, report: Report, literals: Literals
 ) -> list[Any]:
@@ -46,7 +54,7 @@ def _branch(
     plan: Branch, bodies: Sequence[Bound], index: Any, arguments: Sequence[Any], state: State, report: Report,
     literals: Literals,
 ) -> list[Any]:  # fmt: skip
-    names = _assigned(bodies, arguments)
+    before = _read(state, _assigned(bodies, arguments))
     rounds = sorted(plan.guesses)
 
     def taken(bound: Bound) -> Any:
@@ -56,7 +64,7 @@ def _branch(
             _zeros(plan, k) if tensor in bound.body.nothing else _shaped(plan, k, value)
             for k, (tensor, value) in enumerate(zip(bound.body.outputs, found, strict=True))
         ]
-        return outputs, _read(held, names), inner.code, _counts(inner, rounds)
+        return outputs, _read_alike(held, before), inner.code, _counts(inner, rounds)
 
     branches = [lambda bound=bound: taken(bound) for bound in bodies]
     outputs, variables, code, counts = lax.switch(_place(plan, index), branches)
@@ -126,21 +134,19 @@ class _Loop:
         literals: Literals,
     ) -> None:  # fmt: skip
         self.plan = plan
-        self.condition, self.body = bodies
+        self.bodies = self.condition, self.body = bodies
         self.values = values
         self.state = state
         self.report = report
         self.literals = literals
-        self.names = _assigned(bodies, values)
-        self.counters = {} if plan.rounds is None else plan.counters
-        self.changing = [k for k in plan.changing if k not in self.counters]
+        self.changing = [k for k in plan.changing if k not in plan.counters]
         self.inner = sorted(plan.body.guesses | plan.condition.guesses)
 
     def run(self) -> list[Any]:
         plan = self.plan
         start = _Carry(
             tuple(self._carried(k, self.values[k]) for k in self.changing),
-            _read(self.state, self.names),
+            _read(self.state, _assigned(self.bodies, self.values)),
             self.report.code,
             dict.fromkeys(self.inner, jnp.int32(0)),
         )
@@ -203,7 +209,7 @@ class _Loop:
 
     def _closed(self, changing: tuple[Any, ...], held: State, inner: Report, before: _Carry) -> _Carry:
         counts = {name: jnp.maximum(before.counts[name], count) for name, count in _counts(inner, self.inner).items()}
-        return _Carry(changing, _read(held, self.names), inner.code, counts)
+        return _Carry(changing, _read_alike(held, before.variables), inner.code, counts)
 
     def _carried(self, k: int, value: Any) -> Any:
         """A variable as it goes from round to round."""
@@ -216,7 +222,7 @@ class _Loop:
     def _opened(self, carry: _Carry, count: Any, kinds: Sequence[ListKind | None]) -> list[Any]:
         """The variables after so many rounds; where their number is not known, the variables tell it themselves."""
         values = list(self.values)
-        for k, counter in self.counters.items():
+        for k, counter in self.plan.counters.items():
             values[k] = counter.after(jnp.asarray(count, self.plan.node.inputs[k].dtype.base.numpy))
         for k, value in zip(self.changing, carry.changing, strict=True):
             kind, growth = kinds[k], self.plan.growth[k]
@@ -247,6 +253,15 @@ def _assigned(bodies: Sequence[Bound], arguments: Sequence[Any]) -> list[str]:
 
 def _read(state: State, names: Sequence[str]) -> dict[str, Any]:
     return {name: jnp.asarray(state.read(Handle(name))) for name in names}
+
+
+def _read_alike(state: State, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What variables have become. Raises Reshaped where they do not keep their shapes."""
+    after = _read(state, list(before))
+    for name, value in after.items():
+        if (value.shape, value.dtype) != (before[name].shape, before[name].dtype):
+            raise Reshaped(name)
+    return after
 
 
 def _counts(report: Report, names: Sequence[str]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ CONTROL = _LOOPS | _BRANCHES | CALLS
 _READERS = frozenset(
     ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp", "Identity")
 )
+_FORGETTERS = frozenset(("DestroyResourceOp", "DestroyTemporaryVariable"))
 _LARGEST_BOUND = 1024
 _FIRST_GUESS = 32
 
@@ -67,7 +68,8 @@ def known(
         segment: what is to run.
         shapes: of the feeds; None for what is no array.
         guesses: rounds of loops, by name.
-        missing: variables without a value, by name or by the position of a feed, which no loop can carry.
+        missing: variables that no loop can carry, by name or by the position of a feed: those without a value, and
+            those that get values of other shapes.
 
     Raises InvalidGraph, InvalidShape where the shapes do not fit the graph.
     """
@@ -379,7 +381,7 @@ class _Copying:
             texts = [tensor for tensor in node.inputs if tensor.dtype.kind == "s"]
             if all(tensor.node.type == "Const" for tensor in texts):
                 self._traced.add(node)
-        if any(tensor.dtype.is_reference for tensor in node.inputs):
+        if node.type in _FORGETTERS or any(tensor.dtype.is_reference for tensor in node.inputs):
             self.is_whole = False
 
     def _note_assignments(self, node: Node) -> None:

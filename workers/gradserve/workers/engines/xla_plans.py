@@ -236,7 +236,9 @@ def _output(position: int, bodies: Sequence[Body]) -> Output | None:
 def never_runs(node: Node, knowns: Sequence[Known], analysis: Analysis) -> bool:
     """Whether the condition of a While is false before its first round."""
     condition = analysis.body(node.graph, node.attrs["cond"], knowns)
-    first = None if condition is None else static.value(condition.outputs[0])
+    if condition is None or condition.has_effects:
+        return False
+    first = static.value(condition.outputs[0])
     return first is not None and not truth(first)
 
 
