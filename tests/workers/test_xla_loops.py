@@ -234,6 +234,29 @@ def test_rounds_that_only_the_run_tells_are_guessed_and_the_guess_grows(rounds: 
         agree(x, orders(until(x), x, 2), np.array(float(rounds)))
 
 
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_rounds_that_have_a_bound_may_be_fewer(most: int) -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        asks = lambda i, y: raw.LogicalAnd(raw.Less(i, most), raw.Less(raw.Sum(y, [0]), 1.2))
+        y = loop(asks, lambda i, y: [i + 1, raw.Tanh(y) + y], 0, x)[1]
+        agree(x, orders(total(y), x, 2), X)
+
+
+def test_a_condition_reads_what_the_last_round_leaves_in_a_list() -> None:
+    def asks(i: Tensor, y: Tensor, held: Tensor) -> Tensor:
+        last = raw.TensorListGetItem(held, i, np.array([], np.int32), **LIST)
+        return raw.LogicalAnd(raw.Less(i, 1), raw.Less(last, 5.0))
+
+    def body(i: Tensor, y: Tensor, held: Tensor) -> list[Any]:
+        return [i + 1, y * 2.0, raw.TensorListPushBack(held, total(y), **LIST)]
+
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        start = raw.TensorListPushBack(raw.EmptyTensorList(np.array([], np.int32), ANY, **LIST), total(x), **LIST)
+        agree(x, [loop(asks, body, 0, x, start)[1]], X)
+
+
 def test_a_guess_in_a_loop_grows_too() -> None:
     with Graph().as_default():
         x = raw.Placeholder(dtype="float64", shape=())
@@ -367,6 +390,17 @@ def test_reading_past_the_end_of_a_list_in_a_loop_raises() -> None:
         rows = raw.TensorListFromTensor(x, ANY, **LIST)
         y = loop(lambda i, *_: raw.Less(i, 5), body, 0, rows, np.zeros(2))[2]
         fails(x, y, np.ones((3, 2)), InvalidArgument, "list of 3 tensors has no element")
+
+
+def test_an_empty_list_has_no_element_to_set() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        place = raw.Cast(raw.Sum(x, [0]), DstT="int32")
+        held = raw.TensorListSetItem(raw.TensorListReserve(np.array([3], np.int32), 0, **LIST), place, x, **LIST)
+        segment = segment_of(x, [raw.TensorListLength(raw.ZerosLike(raw.AddN([held, held])))])
+        for compile in (reference.compile, xla.compile_program):
+            with pytest.raises(InvalidArgument, match="list of 0 tensors has no element 0"):
+                compile(segment)([X], State())
 
 
 def test_taking_from_an_empty_list_in_a_loop_raises() -> None:

@@ -259,7 +259,7 @@ class _Copying:
                 return told
             if tensor in self._lists:
                 inputs.append(xla_list_kernels.abstract(self._lists[tensor]))
-            elif position in kernel.host and tensor.node.type != "Const":
+            elif not is_static(tensor.shape) or (position in kernel.host and tensor.node.type != "Const"):
                 return told
             elif position in kernel.host or known.value is not None:
                 inputs.append(tensor.node.attrs["value"])

@@ -80,7 +80,7 @@ def _is_inside(handle: DenseList, index: Any, bounds: tuple[int, int] | None) ->
     kind = handle.kind
     if isinstance(index, np.ndarray | np.generic):
         bounds = int(index), int(index)
-    if bounds is not None and (bounds[1] < 0 or bounds[0] >= kind.most):
+    if not kind.most or (bounds is not None and (bounds[1] < 0 or bounds[0] >= kind.most)):
         return False
     if bounds is None or bounds[0] < 0 or bounds[1] >= kind.least:
         index = jnp.asarray(index)

@@ -344,7 +344,8 @@ class _Loop:
     def _widened(self, current: Sequence[Known], body: Body) -> list[Known] | None:
         """What is known of the variables at the start of any round, after one more look at a round."""
         wider = list(current)
-        last = max(self._bound - 1, 0)
+        # A condition that is asked sees what the last round leaves, too.
+        last = max(self._bound - 1, 0) if self.rounds.exact is not None else self._bound
         for k, start in self.lists.items():
             before, after = current[k].kind, body.lists.get(body.outputs[k])
             joined = None if after is None else start.join(after)
@@ -360,7 +361,7 @@ class _Loop:
                 joined.settled,
                 least=max(low, 0),
                 most=start.most + max(change.most, 0) * last,
-                capacity=max(joined.capacity, start.most + max(change.most, 0) * self._bound),
+                capacity=max(joined.capacity, start.most + max(change.most, 0) * (last + 1)),
             )
             wider[k] = wider[k]._replace(kind=kind)
         return wider
