@@ -333,6 +333,26 @@ def test_what_was_taken_out_of_a_list_is_zeros_when_it_grows_again() -> None:
         agree(x, [raw.TensorListStack(raw.TensorListResize(held, 6), ANY, **LIST)], X)
 
 
+def test_rows_that_might_never_be_used_are_not_kept_in_large_numbers() -> None:
+    """One round in 1,000 adds a row of 8 kB; room for all rounds would be 8 GB."""
+
+    def body(i: Tensor, held: Tensor, y: Tensor) -> list[Any]:
+        inputs = [held, y]
+        then = function(held.graph, "then", inputs, lambda held, y: [raw.TensorListPushBack(held, y, **LIST)])
+        other = function(held.graph, "other", inputs, lambda held, y: [held])
+        asks = raw.Equal(raw.FloorMod(i, 1000), 0)
+        (held,) = raw.StatelessIf.outputs(asks, inputs, Tout=["variant"], then_branch=then, else_branch=other)
+        return [i + 1, held, y]
+
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(1000,))
+        for rounds, on_host in ((3000, False), (1_000_000, True)):
+            start = raw.EmptyTensorList(ANY, ANY, **LIST)
+            held = loop(lambda i, *_, n=rounds: raw.Less(i, n), body, 0, start, x)[1]
+            pieces = kinds(segment_of(x, [raw.TensorListGetItem(held, 2, ANY, **LIST)]), (1000,))
+            assert (Kind.HOST in pieces) == on_host
+
+
 def test_rows_at_many_known_places_make_a_list() -> None:
     count = 1500  # more than what is built into a program
     with Graph().as_default():

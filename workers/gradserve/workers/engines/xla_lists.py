@@ -6,6 +6,7 @@ length hold anything. What list ops do to such lists stands in xla_list_kernels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -84,6 +85,13 @@ class ListKind:
     def has_rows(self) -> bool:
         """Whether enough is known to make a buffer, which an empty list needs none of."""
         return self.is_shaped or not self.capacity
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffer."""
+        if isinstance(self.element, ListKind):
+            return self.capacity * self.element.nbytes
+        return self.capacity * math.prod(size or 0 for size in self.element or ()) * self.dtype.numpy.itemsize
 
     def join(self, other: ListKind) -> ListKind | None:
         """What holds of both; None where no buffer could hold either."""

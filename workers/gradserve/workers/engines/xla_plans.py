@@ -28,6 +28,10 @@ _MOST_TRIES = 6
 """To find the kinds of a loop's lists: one a level of lists in lists, and one to see that they stay."""
 
 
+_LARGEST_ROOM = 2**30
+"""Bytes for a list that not every round adds to: most of them might never be used."""
+
+
 class Known(NamedTuple):
     """What is known of an argument of a body.
 
@@ -377,6 +381,8 @@ class _Loop:
         for k, start in self.lists.items():
             kind, change = current[k].kind, self.changes[k]
             if kind is None or not kind.has_rows:
+                return None
+            if change.least < change.most and kind.nbytes > _LARGEST_ROOM:
                 return None
             low, high = kind.least, start.most + max(change.most, 0) * self._bound
             if self._is_steady(k):
