@@ -14,7 +14,7 @@ from gradserve.autodiff import gradients
 from gradserve.graph.graph import Graph, Tensor
 from gradserve.graph.op import raw
 from gradserve.workers.engines import numpy as reference
-from gradserve.workers.segment import Segment, State
+from gradserve.workers.segment import Handle, Segment, State
 
 xla = pytest.importorskip("gradserve.workers.engines.xla", reason="JAX is not installed")
 
@@ -64,14 +64,30 @@ def test_an_index_out_of_range_is_an_error_and_no_clamp() -> None:
         compiled([np.ones((3, 2)), np.array([0, 3], np.int32)], State())
 
 
+def compiled_later(segment: Segment, values: list[Any], state: State) -> Any:
+    """Calls a segment until its compiled program has taken over; returns it."""
+    running = xla.compile(segment)
+    deadline = time.monotonic() + 120
+    while not running.is_compiled and time.monotonic() < deadline:
+        running(list(values), State(values=dict(state.values)))
+        time.sleep(0.05)
+    assert running.is_compiled
+    return running
+
+
 def test_the_compiled_program_takes_over_once_a_child_has_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRADSERVE_XLA_COMPILE_NOW", raising=False)
     segment, values, state = _step(_momentum)
-    running = xla.compile(segment)
-    first = float(running(values, State(values=dict(state.values)))[0])
-    deadline = time.monotonic() + 120
-    while not running.is_compiled and time.monotonic() < deadline:
-        assert float(running(values, State(values=dict(state.values)))[0]) == pytest.approx(first)
-        time.sleep(0.05)
-    assert running.is_compiled
+    first = float(reference.compile(segment)(values, State(values=dict(state.values)))[0])
+    running = compiled_later(segment, values, state)
     assert float(running(values, State(values=dict(state.values)))[0]) == pytest.approx(first)
+
+
+def test_a_segment_that_is_fed_a_handle_is_compiled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADSERVE_XLA_COMPILE_NOW", raising=False)
+    with Graph().as_default() as graph:
+        w = raw.VarHandleOp(dtype="float64", shape=(3,), shared_name="w")
+        y = raw.ReadVariableOp(w, dtype="float64") * 2.0
+    state = State(values={"w": np.arange(3.0)})
+    running = compiled_later(Segment(graph, (w,), (y,)), [Handle("w")], state)
+    np.testing.assert_array_equal(running([Handle("w")], state)[0], [0.0, 2.0, 4.0])

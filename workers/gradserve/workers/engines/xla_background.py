@@ -23,7 +23,7 @@ import numpy as np
 
 from gradserve.graph import codec
 from gradserve.graph.variants import Variant
-from gradserve.workers.segment import Segment, State
+from gradserve.workers.segment import Handle, Segment, State
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_SECONDS = 600
@@ -104,7 +104,7 @@ def _pack(segment: Segment, values: Sequence[Any], state: State) -> bytes:
         [node.name for node in segment.targets],
     )
     variables = {name: np.asarray(value) for name, value in state.values.items()}
-    inputs = [value if isinstance(value, Variant) else np.asarray(value) for value in values]
+    inputs = [value if isinstance(value, Handle | Variant) else np.asarray(value) for value in values]
     return pickle.dumps((graph, names, inputs, variables, dict(state.draws)))
 
 
