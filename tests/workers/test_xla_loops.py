@@ -82,6 +82,38 @@ def total(y: Tensor) -> Tensor:
     return raw.Sum(y, raw.Range(0, raw.Rank(y), 1))
 
 
+# Feeds
+
+
+def alike(segment: Segment, *values: Any) -> list[Any]:
+    """Asserts that both engines give the same; returns it."""
+    expected = reference.compile(segment)(list(values), State())
+    for a, b in zip(expected, xla.compile_program(segment)(list(values), State()), strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-12)
+    return expected
+
+
+def test_what_is_fed_stands_where_a_node_computes_it_too() -> None:
+    """A node runs for one output, and another one of it is fed."""
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(4,))
+        a, b = raw.Split.outputs(np.int32(0), x, num_split=2)
+        i, y = loop(lambda i, y: raw.Less(i, 2), lambda i, y: [i + 1, y * 2.0], 0, b)
+        value = np.arange(4.0)
+        z = a * 10.0 + b
+        np.testing.assert_array_equal(alike(Segment(graph, (x, a), (z,)), value, np.full(2, 7.0))[0], [72.0, 73.0])
+        product = y * raw.Cast(i, DstT="float64")
+        alike(Segment(graph, (x, i), (product, i)), value, np.int32(7))
+
+
+def test_a_loop_may_wait_for_a_placeholder_that_is_fed() -> None:
+    with Graph().as_default() as graph:
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        with graph.control_dependencies([x.node]):
+            y = loop(lambda i, y: raw.Less(i, 2), lambda i, y: [i + 1, y * 2.0], 0, x)[1]
+        alike(Segment(graph, (x,), (y,)), X)
+
+
 # Values and derivatives
 
 

@@ -40,7 +40,7 @@ from gradserve.workers.engines.xla_plans import (
     plan_loop,
 )
 from gradserve.workers.engines.xla_rounds import Counter, source_of
-from gradserve.workers.segment import Segment, State
+from gradserve.workers.segment import Segment, State, controls
 
 _LOOPS = frozenset(("While", "StatelessWhile"))
 _BRANCHES = frozenset(("If", "StatelessIf", "Case", "StatelessCase"))
@@ -54,8 +54,15 @@ _FIRST_GUESS = 32
 
 
 def says_more(segment: Segment) -> bool:
-    """Whether anything in a segment is better known before it is traced: lists, loops, branches, calls."""
-    return any(node.type in CONTROL or any(t.dtype.kind == "v" for t in node.outputs) for node in segment.nodes())
+    """Whether anything in a segment is better known before it is traced: lists, loops, branches, calls.
+
+    And so is a node that runs though one of its outputs is fed: in the copy nobody reads that output.
+    """
+    fed = {tensor.node for tensor in segment.feeds}
+    return any(
+        node.type in CONTROL or node in fed or any(tensor.dtype.kind == "v" for tensor in node.outputs)
+        for node in segment.nodes()
+    )
 
 
 def known(
@@ -148,6 +155,7 @@ class _Copying:
         self._segment = segment
         self._is_nested = missing is None
         self._missing = missing or frozenset()
+        self._fed = frozenset(segment.feeds)
         self._nodes = segment.nodes()
         self._graph = new_body(segment.graph)
         for node in self._nodes:
@@ -203,8 +211,8 @@ class _Copying:
 
     def _add(self, node: Node) -> None:
         inputs = tuple(self._tensors[tensor] for tensor in node.inputs)
-        controls = tuple(dict.fromkeys(self._standing(node.control_inputs)))
-        copy = Node(self._graph, node.name, node.type, node.op, inputs, node.attrs, controls, node.device)
+        before = tuple(dict.fromkeys(self._standing(controls(node, self._fed))))
+        copy = Node(self._graph, node.name, node.type, node.op, inputs, node.attrs, before, node.device)
         # Of branches that are never taken the shapes may well contradict each other.
         self._graph.append(copy, [tensor.shape for tensor in node.outputs] if node.type in CONTROL else None)
         for tensor in node.outputs[len(copy.outputs) :]:  # of an op that is not known
@@ -212,8 +220,10 @@ class _Copying:
         self._stands[node] = (copy,)
         known = self._known_outputs(copy, node)
         if copy in self._skipped:
-            self._stands[node] = (*(t.node for t in inputs if t not in self._inputs), *controls)
+            self._stands[node] = (*(t.node for t in inputs if t not in self._inputs), *before)
         for tensor, stand, value in zip(node.outputs, copy.outputs, known, strict=True):
+            if tensor in self._fed:
+                continue
             if isinstance(value, np.ndarray | np.generic):
                 value = self._graph.constant(value, stand.dtype.base, f"{node.name}/known")
             self._tensors[tensor] = stand if value is None else value
