@@ -72,6 +72,15 @@ def test_one_example_has_no_axis_for_it() -> None:
         ]
 
 
+def test_a_feature_of_one_example_may_be_a_scalar() -> None:
+    with Graph().as_default():
+        (value,) = raw.ParseSingleExample.outputs(
+            np.array(ROWS[0], object), [np.array([3])], num_sparse=0, sparse_keys=[], dense_keys=["missing"],
+            sparse_types=[], dense_shapes=[()],
+        )  # fmt: skip
+        assert np.array_equal(run([value], [], [])[0], 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [

@@ -94,3 +94,14 @@ def test_sobols_sequence_begins_behind_the_origin() -> None:
 def test_parameters_that_do_not_end_the_shape_are_refused() -> None:
     with pytest.raises(InvalidArgument, match="no last part of the shape"):
         _numbers("StatelessRandomPoisson", _SIZE, [1.0, 2.0], dtype="int64")
+
+
+@pytest.mark.parametrize(("name", "attrs"), [("RandomGamma", {}), ("RandomPoissonV2", {"dtype": "float64"})])
+def test_a_single_number_is_the_first_of_several(name: str, attrs: dict[str, Any]) -> None:
+    found: list[Any] = []
+    for size in ([], [1]):
+        with Graph().as_default():
+            draw = getattr(raw, name)(np.array(size, np.int32), np.float64(3), seed=5, seed2=6, **attrs)
+            found += run([draw], [], [])
+    assert np.shape(found[0]) == ()
+    assert found[0] == found[1][0]

@@ -79,3 +79,13 @@ def test_a_table_of_the_first_version_is_a_reference() -> None:
         found = raw.LookupTableFind(table, _words(b"a", b"b"), np.int64(0))
     _step(graph, state, targets=[fill])
     assert _step(graph, state, [found])[0].tolist() == [7, 0]
+
+
+def test_a_single_key_has_a_single_value() -> None:
+    graph = Graph()
+    with graph.as_default():
+        table = raw.HashTableV2(key_dtype="int64", value_dtype="float32")
+        fill = raw.InitializeTableV2.run(table, np.array([3, 4]), np.array([2.0, 1.0], np.float32))
+        with graph.control_dependencies([fill]):
+            found = raw.LookupTableFindV2(table, np.int64(4), np.float32(-1))
+    assert np.array_equal(_step(graph, State(), [found])[0], np.float32(1.0))

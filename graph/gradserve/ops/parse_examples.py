@@ -152,7 +152,7 @@ def dense_of(examples: Examples, key: bytes, kind: DType, shape: Shape, default:
         if row is not None and len(row) != count:
             raise examples.error(number, f"has {len(row)} values for {key!r}, which takes {count}.")
         whole.append(fill if row is None else row)
-    return joined(whole, kind).reshape(*([] if examples.single else [len(rows)]), *(size or 0 for size in sizes))
+    return joined(whole, kind).reshape([*([] if examples.single else [len(rows)]), *(size or 0 for size in sizes)])
 
 
 def _padded(

@@ -311,7 +311,7 @@ def _gamma(generator: Philox, samples: int, alpha: Any) -> Any:
 def _random_gamma(xp: Any, shape: Any, alpha: Any, *, node: Node, state: Any) -> Any:
     size = _sizes(shape)
     generator = stateful_generator(node, state, _count(size) * alpha.size * RESERVED)
-    return _gamma(generator, _count(size), alpha).reshape(*size, *alpha.shape)
+    return _gamma(generator, _count(size), alpha).reshape((*size, *alpha.shape))
 
 
 def _gamma_of_shape(generator: Philox, shape: Any, alpha: Any) -> Any:

@@ -77,7 +77,7 @@ def _stateful_poisson(xp: Any, shape: Any, rates: Any, *, dtype: Any, node: Node
     sizes = _sizes(shape)
     samples = math.prod(sizes)
     generator = stateful_generator(node, state, samples * rates.size * RESERVED)
-    return _poisson_numbers(generator, rates, samples, dtype.numpy).reshape(*sizes, *rates.shape)
+    return _poisson_numbers(generator, rates, samples, dtype.numpy).reshape((*sizes, *rates.shape))
 
 
 def _leading(sizes: tuple[int, ...], batch: tuple[int, ...], name: str) -> int:

@@ -146,7 +146,7 @@ def _find(xp: Any, handle: Any, keys: Any, default: Any, *, Tout: DType, state: 
     found = np.empty((wanted.size, *values.shape[1:]), Tout.numpy)
     found[...] = default
     found[there] = values[place[there]]
-    return found.reshape(*wanted.shape, *values.shape[1:])
+    return found.reshape((*wanted.shape, *values.shape[1:]))
 
 
 def _insert(xp: Any, handle: Any, keys: Any, values: Any, *, state: Any) -> tuple[()]:
