@@ -519,6 +519,15 @@ def test_a_body_that_can_only_fail_fails_when_it_is_run_and_not_before() -> None
         fails(x, z, -X, InvalidArgument, "not in")
 
 
+def test_a_list_that_no_memory_holds_is_refused() -> None:
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(1_000_000,))
+        held = grown(x, 3_000_000)  # 24 TB
+        y = raw.TensorListGetItem(held, 2, ANY, **LIST)
+        with pytest.raises(LimitExceeded, match="TensorListGetItem:0 found no memory"):
+            xla.compile_program(segment_of(x, [y]))([np.zeros(1_000_000)], State())
+
+
 def test_shapes_that_contradict_each_other_fail_as_on_the_reference() -> None:
     with Graph().as_default():
         x = raw.Placeholder(dtype="float64", shape=None)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from gradserve.errors import GradserveError
+from gradserve.errors import GradserveError, LimitExceeded
 from gradserve.graph.graph import Tensor
 from gradserve.graph.variants import Variant
 from gradserve.ops import loops
@@ -40,6 +40,7 @@ Compiled = reference.Compiled
 _CALLS_BEFORE_COMPILING = 3
 _COMPILER = Compiler()
 _MOST_PROGRAMS = 32
+_MOST_NAMES = 3
 # XLA would drop a cast to a narrower type and back, and with it the rounding.
 _OPTIONS = {"xla_allow_excess_precision": False}
 
@@ -177,11 +178,16 @@ class _Pieces:
     def __call__(self, values: Sequence[Any], state: State) -> list[Any]:
         env: dict[Tensor, Any] = dict(zip(self._feeds, values, strict=True))
         del values
-        for piece, dead in zip(self._pieces, self._dying, strict=True):
-            piece(env, state)
-            for tensor in dead:
-                env.pop(tensor, None)
-        return [_fetched(env[tensor], tensor, state) for tensor in self._fetches]
+        try:
+            for piece, dead in zip(self._pieces, self._dying, strict=True):
+                piece(env, state)
+                for tensor in dead:
+                    env.pop(tensor, None)
+            return [_fetched(env[tensor], tensor, state) for tensor in self._fetches]
+        except jax.errors.JaxRuntimeError as error:  # programs run on while the next one is prepared
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise _out_of_memory(self._fetches, error) from error
+            raise
 
     def without_value(self, values: Sequence[Any], state: State) -> frozenset[int | str]:
         """Those that are carried and have no value yet to begin with."""
@@ -195,6 +201,15 @@ class _Pieces:
 def _variable(place: int | str, values: Sequence[Any]) -> str:
     """The name of a variable that is given by its name or by the position of its handle among the feeds."""
     return place if isinstance(place, str) else values[place].variable
+
+
+def _out_of_memory(fetches: Sequence[Tensor], error: Exception) -> LimitExceeded:
+    names = ", ".join(tensor.name for tensor in fetches[:_MOST_NAMES])
+    return LimitExceeded(
+        f"The segment that computes {names} found no memory on its worker: {error} Feed smaller batches, let loops "
+        "whose rounds are saved have fewer of them, or ask for shards or a memory_budget.",
+        tensor=names,
+    )
 
 
 def _fetched(value: Any, tensor: Tensor, state: State) -> Any:

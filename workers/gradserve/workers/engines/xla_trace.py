@@ -81,24 +81,21 @@ class Report:
         """A report of what happens in a loop or a branch, where this has been the code so far."""
         return Report(self.errors, code)
 
-    def refuse(self, wrong: Any, error: GradserveError) -> None:
+    def refuse(self, wrong: Any, error: GradserveError | MoreRounds) -> None:
         """Notes a check."""
-        self._refuse(wrong, error)
+        self.errors.append(error)
+        self.code = jnp.where((self.code == 0) & wrong, jnp.int32(len(self.errors)), self.code)
 
     def count(self, name: str, rounds: Any, room: int) -> None:
         """Notes how many rounds a guessed loop ran, which is too many where they are more than it has room for."""
         self.rounds[name] = jnp.maximum(self.rounds.get(name, jnp.int32(0)), rounds)
-        self._refuse(rounds > room, MoreRounds(name, room))
+        self.refuse(rounds > room, MoreRounds(name, room))
 
     def join(self, code: Any, rounds: Mapping[str, Any]) -> None:
         """Takes over what a report inside has come to."""
         self.code = code
         for name, count in rounds.items():
             self.rounds[name] = jnp.maximum(self.rounds.get(name, jnp.int32(0)), count)
-
-    def _refuse(self, wrong: Any, error: GradserveError | MoreRounds) -> None:
-        self.errors.append(error)
-        self.code = jnp.where((self.code == 0) & wrong, jnp.int32(len(self.errors)), self.code)
 
 
 class Bound:
