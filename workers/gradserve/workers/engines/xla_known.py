@@ -332,8 +332,8 @@ class _Copying:
             plan = plan_branch(node, static.value(node.inputs[0]), given, self._analysis)
         else:
             plan = plan_call(node, given, self._analysis)
-        carried = set() if plan is None else self._carried_by(node, plan)
-        if plan is None or not carried.isdisjoint(self._missing):
+        carried = None if plan is None else self._carried_by(node, plan)
+        if plan is None or carried is None or not carried.isdisjoint(self._missing):
             return unknown
         self._assigned |= carried
         self._carried |= carried
@@ -403,16 +403,15 @@ class _Copying:
                 if is_variable(tensor):
                     self._assigned |= self._variable(tensor)
 
-    def _carried_by(self, node: Node, plan: Plan) -> set[int | str]:
-        """The variables that a loop or branch may assign to."""
+    def _carried_by(self, node: Node, plan: Plan) -> set[int | str] | None:
+        """The variables that a loop or branch may assign to; None where they are not known."""
         start = int(node.type in _BRANCHES)
-        found: set[int | str] = set()
-        for place in frozenset().union(*(body.assigned for body in plan.bodies)):
-            found |= {place} if isinstance(place, str) else self._variable(node.inputs[start + place])
-        return found
+        places = frozenset().union(*(body.assigned for body in plan.bodies))
+        found = [{k} if isinstance(k, str) else self._variable(node.inputs[start + k]) for k in places]
+        return set[int | str]().union(*found) if all(found) else None
 
     def _variable(self, handle: Tensor) -> set[int | str]:
-        """The variable behind a handle: a name or the position of an input."""
+        """The variable behind a handle: a name or the position of an input; nothing where that is not known."""
         if not is_static(spec_of(handle).held[1]):
             self.is_whole = False
         while handle.node.type == "Identity":
