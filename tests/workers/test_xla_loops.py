@@ -444,6 +444,27 @@ def test_reading_past_the_end_of_a_list_in_a_loop_raises() -> None:
         fails(x, y, np.ones((3, 2)), InvalidArgument, "list of 3 tensors has no element")
 
 
+@pytest.mark.parametrize("place", [1, 2])
+def test_an_element_that_is_known_must_be_there(place: int) -> None:
+    """All elements are 7, whichever is read."""
+    element, kind = np.array([], np.int32), {"element_dtype": "int32"}
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=())
+        held = raw.EmptyTensorList(element, ANY, **kind)
+        for _ in range(2):
+            held = raw.TensorListPushBack(held, np.int32(7), **kind)
+        known_place = raw.TensorListGetItem(held, place, element, **kind)
+        computed_place = raw.TensorListGetItem(held, raw.Cast(x, DstT="int32"), element, **kind)
+        for y in (known_place, computed_place):
+            segment = segment_of(x, [y])
+            if place == 1:
+                assert alike(segment, np.float64(place)) == [7]
+                continue
+            for compile in (reference.compile, xla.compile_program):
+                with pytest.raises(InvalidArgument, match="list of 2 tensors has no element"):
+                    compile(segment)([np.float64(place)], State())
+
+
 def test_an_empty_list_has_no_element_to_set() -> None:
     with Graph().as_default():
         x = raw.Placeholder(dtype="float64", shape=(3,))

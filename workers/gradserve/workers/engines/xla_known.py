@@ -49,6 +49,7 @@ _READERS = frozenset(
     ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp", "Identity")
 )
 _FORGETTERS = frozenset(("DestroyResourceOp", "DestroyTemporaryVariable"))
+_CHECKED = frozenset(("TensorListGetItem", "TensorListPopBack"))
 _LARGEST_BOUND = 1024
 _FIRST_GUESS = 32
 
@@ -247,7 +248,10 @@ class _Copying:
         if self._is_nested and node.type == "FakeParam":
             return self._trace_nothing(node)
         if any(tensor.dtype.kind == "v" for tensor in (*node.inputs, *node.outputs)):
-            return self._trace_list(node, original)
+            told = self._trace_list(node, original)
+            if node.type in _CHECKED and any(value is not None for value in told):
+                self._targets[node] = None  # whether there is such an element is still to be asked
+            return told
         if op.stateful:
             return [None] * len(node.outputs)
         values = [static.value(tensor) for tensor in node.outputs]
