@@ -313,6 +313,23 @@ def test_a_list_made_anew_in_each_round_has_the_length_of_the_last_one() -> None
         agree(x, [stacked, raw.TensorListLength(held)], X)
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_a_list_that_every_round_begins_anew_is_empty(rounds: int) -> None:
+    """Its length goes from 3 to 0 in the first round, and stays there."""
+
+    def body(i: Tensor, held: Tensor, y: Tensor) -> list[Any]:
+        longer = raw.TensorListPushBack(held, y, **LIST)
+        last = raw.TensorListGetItem(longer, raw.TensorListLength(longer) + (-1), ANY, **LIST)
+        return [i + 1, raw.EmptyTensorList(ANY, ANY, **LIST), raw.Sin(last)]
+
+    with Graph().as_default():
+        x = raw.Placeholder(dtype="float64", shape=(3,))
+        start = raw.TensorListReserve(np.array([3], np.int32), 3, **LIST)
+        held, y = loop(lambda i, *_: raw.Less(i, rounds), body, 0, start, x)[1:]
+        (length, _) = agree(x, [raw.TensorListLength(held), y], X)
+        assert length == 0
+
+
 def _twice(i: Tensor, held: Tensor) -> Tensor:
     for number in (i, i):
         held = raw.TensorListPushBack(held, number, element_dtype="int32")

@@ -375,8 +375,9 @@ def known_value(type_name: str, position: int, handle: ListKind, attrs: Mapping[
 
 def abstract(kind: ListKind) -> DenseList:
     """A list of a kind as `results` takes it."""
-    length = kind.least if kind.is_exact else jax.ShapeDtypeStruct((), np.dtype(np.int32))
-    return jax.eval_shape(lambda length: _like(kind, length), length)
+    if kind.is_exact:
+        return jax.eval_shape(lambda: _like(kind, kind.least))
+    return jax.eval_shape(lambda length: _like(kind, length), jax.ShapeDtypeStruct((), np.dtype(np.int32)))
 
 
 def _like(kind: ListKind, length: Any) -> DenseList:

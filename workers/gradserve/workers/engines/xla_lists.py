@@ -192,7 +192,7 @@ class DenseList(Variant):
     def fit(self, kind: ListKind) -> DenseList:
         """The same as a list of a kind that holds of it, with a buffer: rows are added or cut off."""
         kind = replace(kind, is_zero=False)
-        length = self.length if kind.is_exact or not isinstance(self.length, int) else jnp.int32(self.length)
+        length = kind.least if kind.is_exact else jnp.asarray(self.length, jnp.int32)
         held = self
         if self.kind.is_shaped and (self.items is None or len(self.waiting) > kind.waiting):
             held = self.dense()
@@ -200,7 +200,7 @@ class DenseList(Variant):
         waiting = [(jnp.asarray(place, jnp.int32), _element(kind, value)) for place, value in held.waiting]
         idle = [(jnp.int32(0), _row(items, 0))] if len(waiting) < kind.waiting else []
         waiting = idle * (kind.waiting - len(waiting)) + waiting
-        return DenseList(kind, items, kind.least if kind.is_exact else length, tuple(waiting))
+        return DenseList(kind, items, length, tuple(waiting))
 
     def row(self, place: Any) -> Any:
         """An element. `kind.is_shaped` must hold."""

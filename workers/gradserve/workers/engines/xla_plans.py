@@ -273,8 +273,7 @@ class _Change(NamedTuple):
         least, most = after.least - before.least, after.most - before.most
         if known is None:
             return _Change(least, most, least == most)
-        # A list that may be empty gets no shorter; taking from it when it is raises.
-        steady = most == known.most and (least == most or (after.least == 0 and least > most))
+        steady = least == most == known.most
         return _Change(min(least, known.least), max(most, known.most), known.is_steady and steady)
 
 
