@@ -158,8 +158,8 @@ def _kinds(
             kinds[node] = Kind.TRACE  # a variable's handle
         elif any(tensor in wanted for tensor in node.outputs):
             from_trace = all(t not in fed and kinds.get(t.node) is Kind.TRACE for t in node.inputs)
-            traced = from_trace and not op.stateful and is_shape_arithmetic(node)
-            kinds[node] = Kind.TRACE if traced else Kind.HOST
+            is_shape = from_trace and not op.stateful and is_shape_arithmetic(node)
+            kinds[node] = Kind.TRACE if is_shape else Kind.HOST
         else:
             kinds[node] = Kind.DEVICE
     return kinds
