@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -20,7 +21,7 @@ WAIT_SECONDS = 240
 MACHINES = """
 import ray
 ray.init("auto", log_to_driver=False, logging_level="ERROR")
-print(sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes()))
+print("machines:", sum(node["Alive"] and "CPU" in node["Resources"] for node in ray.nodes()))
 """
 
 
@@ -162,7 +163,10 @@ class Cluster:
 
     def machines(self) -> int:
         """How many machines for workers Ray's head counts as alive: a container's own health says nothing of that."""
-        return int(run("docker", "exec", self.container("head"), "python", "-c", MACHINES).split()[-1])
+        written = run("docker", "exec", self.container("head"), "python", "-c", MACHINES)
+        counted = re.search(r"^machines: (\d+)$", written, re.MULTILINE)  # Ray may write before it and after it
+        assert counted is not None, written
+        return int(counted[1])
 
     def all_ready(self) -> bool:
         """Whether every worker of the fleet is ready."""
