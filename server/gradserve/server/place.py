@@ -343,16 +343,15 @@ class _Schedule:
         """The workers worth trying: those that hold inputs, then the first that is free, of each speed."""
         options = self.allowed.get(group)
         if options is None:
-            options = [*local, *(self._first_free(heap) for heap in self.idle)]
+            options = list(local)
+            for heap in self.idle:
+                while heap[0][0] < self.free[heap[0][1]]:
+                    heapq.heappop(heap)
+                options.append(heap[0][1])
         if self.memory is None:
             return options
         fitting = [worker for worker in options if self.memory.fits(rank, worker)]
         return fitting or [self.memory.roomiest(rank, self.allowed.get(group))]
-
-    def _first_free(self, heap: list[tuple[float, int]]) -> int:
-        while heap[0][0] < self.free[heap[0][1]]:
-            heapq.heappop(heap)
-        return heap[0][1]
 
 
 class _Memory:

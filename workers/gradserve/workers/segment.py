@@ -141,9 +141,10 @@ def needed(fetches: Iterable[Tensor], targets: Iterable[Node], fed: frozenset[Te
                 rising = rising and source.id < rank
                 if source not in wanted:
                     stack.append(source)
-        for source in controls(node, fed):
-            rising = rising and source.id < rank
-            stack.append(source)
+        if node.control_inputs:
+            for source in controls(node, fed):
+                rising = rising and source.id < rank
+                stack.append(source)
     ordered = sorted(wanted, key=_RANK)
     return ordered if rising else _sorted(ordered, fed)
 
