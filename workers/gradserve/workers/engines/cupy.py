@@ -20,6 +20,7 @@ import numpy as np
 from gradserve.errors import GradserveError, Unsupported
 from gradserve.graph import checks
 from gradserve.graph.graph import Node, Tensor
+from gradserve.graph.op import FAILURES
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines.caller import Caller
 from gradserve.workers.engines.split import draws, host_positions
@@ -245,7 +246,7 @@ class _Step:
             raise
         except MemoryError as error:
             raise reference.out_of_memory(self.node, error) from error
-        except (ArithmeticError, ValueError, TypeError, IndexError, KeyError) as error:
+        except FAILURES as error:
             raise reference.failed(self.node, error) from error
         except (AttributeError, RuntimeError) as error:  # what CuPy lacks, and CUDA's errors: not the caller's fault
             raise GradserveError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from gradserve.errors import ComputationFailed, GradserveError, LimitExceeded
 from gradserve.graph.graph import Node, Tensor, group
-from gradserve.graph.op import Op
+from gradserve.graph.op import FAILURES, Op
 from gradserve.ops.left_out import unsupported
 from gradserve.workers.engines.caller import Caller
 from gradserve.workers.memory import limit_memory as limit_memory  # part of an engine
@@ -184,14 +184,7 @@ def _execute(step: Step, env: list[Any], state: State) -> None:
         result = step.function(np, *values, state=state) if step.stateful else step.function(np, *values)
     except GradserveError:
         raise
-    except (
-        ArithmeticError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        np.linalg.LinAlgError,
-    ) as error:
+    except FAILURES as error:
         raise failed(step.node, error) from error
     except MemoryError as error:
         raise out_of_memory(step.node, error) from error

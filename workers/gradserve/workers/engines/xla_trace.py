@@ -16,7 +16,7 @@ from gradserve.errors import GradserveError
 from gradserve.graph import checks
 from gradserve.graph.dtypes import DType
 from gradserve.graph.graph import Node, Tensor
-from gradserve.graph.op import BoundRule
+from gradserve.graph.op import FAILURES, BoundRule
 from gradserve.graph.shapes import Shape
 from gradserve.workers.engines import numpy as reference
 from gradserve.workers.engines import xla_control
@@ -167,7 +167,7 @@ def evaluate(step: Step, namespace: Any, values: list[Any], env: dict[Tensor, An
         result = step.kernel(namespace, *values, state=state) if step.stateful else step.kernel(namespace, *values)
     except GradserveError:
         raise
-    except (ArithmeticError, ValueError, TypeError, IndexError, KeyError, np.linalg.LinAlgError) as error:
+    except FAILURES as error:
         raise reference.failed(step.node, error) from error
     outputs = step.node.outputs
     results = (result,) if len(outputs) == 1 and type(result) is not list else result
