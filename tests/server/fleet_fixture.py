@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gradserve.errors import GradserveError
-from gradserve.server.fleet.base import Fleet
-from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.server.fleet.base import Fleet, FleetOptions
+from gradserve.server.fleet.local import LocalFleet
 from gradserve.server.fleet.ray import RayFleet
 from gradserve.server.fleet.ray_cluster import RayOptions
 from gradserve.server.runtime import Runtime, RuntimeOptions
@@ -31,7 +31,7 @@ def make(fleet: str, workers: int, **options: Any) -> Fleet:
     """A fleet of a kind, not yet started."""
     if fleet == "ray":
         return RayFleet(RayOptions(workers=workers, **options))
-    return LocalFleet(LocalOptions(workers=workers, **options))
+    return LocalFleet(FleetOptions(workers=workers, **options))
 
 
 def held(runtime: Runtime) -> int:

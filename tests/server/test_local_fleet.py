@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.server.fleet.base import FleetOptions
+from gradserve.server.fleet.local import LocalFleet
 from gradserve.workers.memory import Folder, remove_stale
 from tests.server.fleet_fixture import Recorder, running
 
 
 def test_a_large_tensor_is_shared_and_given_back() -> None:
     async def scenario() -> None:
-        fleet = LocalFleet(LocalOptions(workers=1))
+        fleet = LocalFleet(FleetOptions(workers=1))
         await fleet.start(Recorder())
         array = np.arange(1 << 16, dtype=np.float32)
         value = fleet.put(array)
@@ -39,9 +40,10 @@ def test_a_large_tensor_is_shared_and_given_back() -> None:
 
 _ORPHAN = """
 import asyncio, os, numpy as np
-from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.server.fleet.base import FleetOptions
+from gradserve.server.fleet.local import LocalFleet
 async def main():
-    fleet = LocalFleet(LocalOptions(workers=1))
+    fleet = LocalFleet(FleetOptions(workers=1))
     await fleet.start(None)
     fleet.put(np.ones(1 << 20))
     print(fleet._folder.path, fleet.workers()[0].pid, flush=True)

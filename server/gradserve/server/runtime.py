@@ -27,8 +27,8 @@ from gradserve.server.data_parallel import DataParallel, Request, Signature, sha
 from gradserve.server.dispatch import Dispatcher
 from gradserve.server.draft import Feed, StepOptions, draft
 from gradserve.server.explain import PlanReport, explain
-from gradserve.server.fleet.base import Array, Fleet, WorkerInfo
-from gradserve.server.fleet.local import LocalFleet, LocalOptions
+from gradserve.server.fleet.base import Array, Fleet, FleetOptions, WorkerInfo
+from gradserve.server.fleet.local import LocalFleet
 from gradserve.server.fleet.ray import RayFleet
 from gradserve.server.fleet.ray_cluster import RayOptions
 from gradserve.server.plan import Plan, PlanCache, make_plan
@@ -309,7 +309,7 @@ def make_fleet(options: RuntimeOptions, engine: str, threads: int) -> Fleet:
         "memory_limit_bytes": options.memory_limit_bytes,
     }
     if options.fleet == "local":
-        return LocalFleet(LocalOptions(**common))
+        return LocalFleet(FleetOptions(**common))
     return RayFleet(
         RayOptions(
             **common, address=options.ray_address, object_store_bytes=options.object_store_bytes,

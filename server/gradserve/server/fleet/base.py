@@ -37,6 +37,24 @@ Value = Any
 
 
 @dataclass(frozen=True, slots=True)
+class FleetOptions:
+    """How many workers, and what runs in them. See RuntimeOptions.
+
+    Attributes:
+        memory_limit_bytes: for plans, and on the numpy engine for each worker's own memory; 0: none.
+    """
+
+    workers: int = 2
+    engine: str = "numpy"
+    threads: int = 1
+    compile_now: bool = False
+    segment_bytes: int = 256 << 20
+    start_timeout_seconds: float = 60.0
+    stall_timeout_seconds: float = 30.0
+    memory_limit_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerInfo:
     """One worker as `GetCluster` shows it.
 

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from gradserve.server.cost import Link, Speed
 from gradserve.server.fleet.base import (
     Array,
     Fleet,
+    FleetOptions,
     Kept,
     Listener,
     Loaded,
@@ -48,20 +48,6 @@ _DISPATCH_SECONDS = 6e-5  # what the coordinator does between a segment's end an
 _BEATS = 5  # a worker says this often within the stall timeout that it lives
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LocalOptions:
-    """How many processes, and what runs in them. See RuntimeOptions."""
-
-    workers: int = 2
-    engine: str = "numpy"
-    threads: int = 1
-    compile_now: bool = False
-    segment_bytes: int = 256 << 20
-    start_timeout_seconds: float = 60.0
-    stall_timeout_seconds: float = 30.0
-    memory_limit_bytes: int = 0
 
 
 class Shared:
@@ -120,7 +106,7 @@ class _Slot:
 class LocalFleet(Fleet):
     """Worker processes of this machine."""
 
-    def __init__(self, options: LocalOptions) -> None:
+    def __init__(self, options: FleetOptions) -> None:
         self._options = options
         self.present = tuple(range(options.workers))
         self._slots = [_Slot() for _ in range(options.workers)]

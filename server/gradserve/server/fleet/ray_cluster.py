@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gradserve.errors import Unavailable, Unsupported
-from gradserve.server.fleet.base import environment
+from gradserve.server.fleet.base import FleetOptions, environment
 from gradserve.workers.actor import Actor
 
 LIFE = "life"
@@ -26,25 +26,16 @@ _LINK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class RayOptions:
-    """How many workers, and what runs in them. See RuntimeOptions.
+class RayOptions(FleetOptions):
+    """Also the cluster. See RuntimeOptions.
 
     Attributes:
-        memory_limit_bytes: for plans, and on the numpy engine for each worker's own memory; 0: none.
         address: of a running cluster, as host:port, or auto for the one that this machine belongs to; empty: a Ray of
             the fleet's own, on this machine, which ends with the fleet.
         object_store_bytes: size of the object store of a Ray of the fleet's own; 0: as Ray chooses.
         gpu_transport: how tensors go from GPU to GPU: ``nccl`` where both ends have it, or ``host``.
     """
 
-    workers: int = 2
-    engine: str = "numpy"
-    threads: int = 1
-    compile_now: bool = False
-    segment_bytes: int = 256 << 20
-    start_timeout_seconds: float = 60.0
-    stall_timeout_seconds: float = 30.0
-    memory_limit_bytes: int = 0
     address: str = ""
     object_store_bytes: int = 0
     gpu_transport: str = "nccl"
